@@ -1,0 +1,270 @@
+//! What a node says to metad and hears from it: the data path's view of the control plane.
+//! (blockctl's commands are `meta::Command`s; those here are said by blockd's node core.)
+
+use crate::configuration::{Configuration, Member, Place};
+use crate::ids::{
+    BranchId, ChunkIndex, ConfigNumber, DriveId, Epoch, Generation, Incarnation, LogIndex, NodeId, OpenId,
+    ProcessNumber, RequestId, VolumeId,
+};
+use crate::units::Geometry;
+use serde::{Deserialize, Serialize};
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub enum SessionKind {
+    Guest,
+    /// Appointed by metad where no guest is attached: creation, healing, sealing.
+    Maintenance,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub enum VolumeRef {
+    Name(String),
+    Branch(BranchId),
+}
+
+/// Why a session asks for another configuration; for events, and for the rules of 5.2.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub enum ChangeCause {
+    /// Connection lost and not back in time.
+    Silent,
+    /// No answer in time, though connected.
+    NoAnswer,
+    /// The member itself said so: I/O error, drive stopped, refusal.
+    Reported,
+    InDoubt,
+    TooSlow,
+    /// Resync is finished: attempt of this number.
+    Promoted(u64),
+    /// A member that leaves is no longer needed.
+    Left,
+    /// The old set again, to settle an undecided change.
+    Withdrawn,
+}
+
+/// One chunk's new members, computed from the configuration `from`. `apply` refuses it if the chunk has
+/// another number by now, or if no member would be left in-sync.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ChunkChange {
+    pub chunk: ChunkIndex,
+    pub from: ConfigNumber,
+    pub members: Vec<Member>,
+    pub cause: ChangeCause,
+    /// 5.2: fewer than a majority vouch for the session: valid only if Raft calls these drives down.
+    pub only_if_down: Vec<DriveId>,
+}
+
+/// State of one drive in a heartbeat.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct DriveStatus {
+    pub drive: DriveId,
+    pub failed: bool,
+    pub serving: bool,
+    /// Bytes.
+    pub capacity: u64,
+    pub used: u64,
+    /// Path, for humans.
+    pub path: String,
+}
+
+/// What a session says of itself in a heartbeat (status only; nothing is decided by it).
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct SessionStatus {
+    pub branch: BranchId,
+    pub epoch: Epoch,
+    pub kind: SessionKind,
+    pub state: SessionState,
+    /// Resync: bytes still to compare or move, bytes moved by attempts of this session, bytes per second lately.
+    pub resync_left: u64,
+    pub resync_moved: u64,
+    pub resync_rate: u64,
+    /// Chunks with a replica that is not in-sync.
+    pub degraded_chunks: u32,
+    /// Why I/O waits, if it does; a code of `docs/operations.md`.
+    pub waiting: Option<String>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub enum SessionState {
+    Opening,
+    Serving,
+    Closing,
+}
+
+/// A replica found on a drive (heartbeat of garbage collection and recovery).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub struct HeldReplica {
+    pub branch: BranchId,
+    pub chunk: ChunkIndex,
+    pub incarnation: Incarnation,
+}
+
+/// Said by a node. Those that change something carry a `RequestId`, or name epoch and numbers, so that a
+/// late or doubled one is harmless.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum MetaRequest {
+    /// Not a Raft command: the leader notes it. `reaches`: peers that the data network reaches.
+    Heartbeat {
+        node: NodeId,
+        process: ProcessNumber,
+        drives: Vec<DriveStatus>,
+        reaches: Vec<NodeId>,
+        sessions: Vec<SessionStatus>,
+    },
+    /// A new session. Answer: `Attached`.
+    Attach {
+        request: RequestId,
+        volume: VolumeRef,
+        node: NodeId,
+        process: ProcessNumber,
+        kind: SessionKind,
+        /// Displace a live guest session elsewhere.
+        force: bool,
+    },
+    /// The session is over. `clean`: drained, flushed, leases returned. Answer: `Ok`.
+    Detach { branch: BranchId, epoch: Epoch, clean: bool },
+    /// Answer: `Configurations`, whatever was decided.
+    Propose { branch: BranchId, epoch: Epoch, changes: Vec<ChunkChange> },
+    /// Answer: `Configurations`.
+    Chunks { branch: BranchId, epoch: Epoch, chunks: Vec<ChunkIndex> },
+    /// Creation or growth: records are flushed on all drives but `failed`. Answer: `Created`.
+    Created { branch: BranchId, epoch: Epoch, placement: u32, failed: Vec<DriveId> },
+    /// A drive was opened: its last openings, newest last; the answer `DriveConfirmed` lets it serve.
+    DriveOpened {
+        node: NodeId,
+        drive: DriveId,
+        openings: Vec<OpenId>,
+        capacity: u64,
+        replicas: Vec<HeldReplica>,
+        path: String,
+    },
+    /// These replicas were erased as told.
+    Deleted { drive: DriveId, replicas: Vec<HeldReplica> },
+    /// Volumes, for export lists and sizes. Answer: `Volumes`.
+    Volumes { name: Option<String> },
+}
+
+/// What a session needs to open.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Attached {
+    pub volume: VolumeId,
+    pub name: String,
+    pub branch: BranchId,
+    pub epoch: Epoch,
+    pub kind: SessionKind,
+    pub geometry: Geometry,
+    pub generation: Generation,
+    pub parent: Option<(BranchId, Generation)>,
+    pub min_in_sync: u8,
+    /// Writes wait while fewer than `min_in_sync` are left (else they fail).
+    pub wait_when_degraded: bool,
+    pub write_through: bool,
+    pub copies: u8,
+    /// By chunk index; as of the log entry of the attach. Empty number 0: placed, records not yet made.
+    pub configurations: Vec<Configuration>,
+    /// Placement to be made by this session (creation, growth): its number, or none.
+    pub placement: Option<u32>,
+    /// The last session detached cleanly: nothing to reconcile (the fence still happens).
+    pub clean: bool,
+    /// An operator accepted the loss of unflushed writes.
+    pub loss_accepted: bool,
+    /// Drives that Raft calls down.
+    pub down: Vec<DriveId>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct VolumeSummary {
+    pub volume: VolumeId,
+    pub branch: BranchId,
+    pub name: String,
+    pub geometry: Geometry,
+    pub ready: bool,
+}
+
+/// Why metad did not do it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum MetaRefusal {
+    NoSuchVolume,
+    /// Still being created, or being deleted.
+    NotReady,
+    /// A guest's session lives elsewhere.
+    Held {
+        node: NodeId,
+        name: String,
+        epoch: Epoch,
+        /** metad hears that node. */
+        live: bool,
+    },
+    OldEpoch {
+        epoch: Epoch,
+    },
+    /// The drive's openings do not match: rolled back or copied.
+    Stranger,
+    UnknownNode,
+    UnknownDrive,
+    Exhausted,
+}
+
+/// metad's answer. No answer (lost, no leader) decides nothing: the node asks again.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum MetaAnswer {
+    Ok,
+    Attached(Box<Attached>),
+    /// Present configurations of the chunks asked about. If `epoch` is not the asker's, it is fenced.
+    Configurations {
+        epoch: Epoch,
+        chunks: Vec<(ChunkIndex, Configuration)>,
+        down: Vec<DriveId>,
+    },
+    /// The configurations now in force; or, where drives had failed, another placement to make.
+    Created {
+        configurations: Vec<(ChunkIndex, Configuration)>,
+        placement: Option<u32>,
+    },
+    DriveConfirmed {
+        drive: DriveId,
+    },
+    Volumes(Vec<VolumeSummary>),
+    Refused(MetaRefusal),
+    /// Not the leader, or no leader: ask again later (the edge goes to another metad).
+    Unavailable,
+}
+
+/// A node as its peers need it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct NodeSummary {
+    pub node: NodeId,
+    pub name: String,
+    /// Data plane, `host:port`.
+    pub address: String,
+    pub up: bool,
+}
+
+/// Pushed to nodes. A decision never rests on it alone: it says where to look.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum WatchUpdate {
+    /// All nodes; sent first and at every change.
+    Nodes(Vec<NodeSummary>),
+    /// Branches whose maintenance session this node is to hold (all of them, each time).
+    Appointed(Vec<BranchId>),
+    /// Something changed in these chunks (a placement, a state): the session asks for them.
+    ChunksChanged { branch: BranchId, chunks: Vec<ChunkIndex> },
+    /// Sessions of this node that are no longer current.
+    Fenced { branch: BranchId, epoch: Epoch },
+    /// Replicas to erase on a drive of this node, as of this log index.
+    Delete { drive: DriveId, replicas: Vec<HeldReplica>, index: LogIndex },
+    /// Drives that Raft calls down now.
+    Down(Vec<DriveId>),
+    /// The volume grew.
+    Resized { branch: BranchId, geometry: Geometry },
+    /// The order to read a volume's replicas again and compare them (`volume verify`).
+    Verify { branch: BranchId, request: RequestId },
+}
+
+/// Used by `Attached` readers: where the replicas of a branch lie.
+#[must_use]
+pub fn places(configurations: &[Configuration]) -> Vec<Place> {
+    let mut v: Vec<Place> = configurations.iter().flat_map(|c| c.members.iter().map(|m| m.place)).collect();
+    v.sort_unstable();
+    v.dedup();
+    v
+}

@@ -1,0 +1,138 @@
+//! What goes into a session, and what comes out.
+
+use crate::request::{GuestError, GuestReply, GuestRequest};
+use proto::control::{MetaAnswer, MetaRequest};
+use proto::message::{DriveHello, ReplyFrame, RequestFrame};
+use proto::{
+    BranchId, ChunkIndex, ConnNumber, DriveId, Epoch, Geometry, NodeId, ProcessNumber, Ticket, Time,
+};
+
+/// The node's leases (5.5), one per pair of nodes.
+pub trait Leases {
+    /// Until when this process may count on `node`'s lease for `branch` (already the holder's 2.7 s, counted
+    /// from before it asked). `Time::ZERO` if not held. The own node's: `Time::FAR` while it serves the branch
+    /// under this session's epoch.
+    fn until(&self, node: NodeId, branch: BranchId) -> Time;
+}
+
+#[derive(Clone, Debug)]
+pub enum Event {
+    Guest(GuestRequest),
+    /// A link to a node is up (the own node too, once, at the start); `connection` is newer than any before.
+    /// Everything sent before on an older one may or may not have arrived: unacknowledged writes are sent again.
+    Connected {
+        node: NodeId,
+        connection: ConnNumber,
+        process: ProcessNumber,
+        drives: Vec<DriveHello>,
+    },
+    Disconnected {
+        node: NodeId,
+    },
+    /// An answer, on the newest connection to that node.
+    Reply {
+        node: NodeId,
+        frame: ReplyFrame,
+    },
+    /// Answer to `Effect::Meta` with this token; `MetaAnswer::Unavailable` decides nothing.
+    Meta {
+        token: u64,
+        answer: MetaAnswer,
+    },
+    /// metad's watch: look these chunks up.
+    ChunksChanged {
+        chunks: Vec<ChunkIndex>,
+    },
+    /// Drives that Raft calls down (all of them, each time).
+    Down {
+        drives: Vec<DriveId>,
+    },
+    Resized {
+        geometry: Geometry,
+    },
+    /// A replica's node revokes: a newer epoch asks there.
+    Revoked {
+        node: NodeId,
+        epoch: Epoch,
+    },
+    /// A lease that was not held is held now.
+    LeaseGained {
+        node: NodeId,
+    },
+    /// Drain, flush, detach. Ends with `Effect::Closed`.
+    Close,
+    /// All input of this turn has been handed in.
+    TurnEnd,
+    /// The time given by `next_wake` has come.
+    Wake,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum CloseReason {
+    /// Drained, flushed, detached.
+    Clean,
+    /// A newer session exists. The node attaches again unless another guest's attach did it.
+    Fenced,
+    /// `Close` could not be finished in time; nothing acknowledged is lost, the next opening reconciles.
+    GivenUp,
+}
+
+#[derive(Clone, Debug)]
+pub enum Effect {
+    /// To a node's replica side (the own node's too); dropped if there is no connection.
+    Send {
+        node: NodeId,
+        frame: RequestFrame,
+    },
+    Complete {
+        ticket: Ticket,
+        result: Result<GuestReply, GuestError>,
+    },
+    Meta {
+        token: u64,
+        request: MetaRequest,
+    },
+    /// The session serves.
+    Opened {
+        geometry: Geometry,
+    },
+    /// Created or grown: for the export.
+    Resized {
+        geometry: Geometry,
+    },
+    /// The node returns its leases of this branch and forgets the session; all tickets are completed.
+    Closed {
+        reason: CloseReason,
+    },
+    Notice(Notice),
+}
+
+/// Worth a log line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Notice {
+    Dropping { drive: DriveId, chunks: u32, cause: proto::control::ChangeCause },
+    Waiting { reason: WaitReason },
+    WaitOver { reason: WaitReason },
+    ResyncStarted { chunk: ChunkIndex, target: DriveId },
+    Promoted { chunk: ChunkIndex, target: DriveId, bytes_moved: u64 },
+    Repaired { chunk: ChunkIndex, block: u32, drive: DriveId },
+    BadEverywhere { chunk: ChunkIndex, block: u32 },
+    Reconciled { extents: u64 },
+}
+
+/// Why I/O waits. Each has a line in docs/operations.md: owner, deadline, way out.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum WaitReason {
+    /// Opening: in-sync replicas have not all answered their fence.
+    Fencing,
+    /// Fewer than `min_in_sync` replicas are left.
+    MinInSync,
+    /// A change of membership is undecided (metad has not answered).
+    Undecided,
+    /// Not enough evidence that the fault is not our own (5.2).
+    Evidence,
+    /// A lease is not held.
+    Lease,
+    /// Everything that can be reached is in doubt.
+    Doubt,
+}
