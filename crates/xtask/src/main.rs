@@ -1,1 +1,38 @@
-fn main() {}
+//! `cargo xtask`: the project's own commands. It links no daemon: it builds them with cargo and runs them as
+//! a user would.
+
+mod build;
+mod cluster;
+mod demo;
+mod e2e;
+mod purity;
+mod sim;
+mod steps;
+mod tools;
+mod verify;
+
+use anyhow::{Result, bail};
+
+const USAGE: &str = "\
+cargo xtask COMMAND
+
+  verify                 what CI runs: formatting, lints, tests, simulator seeds, end-to-end checks in short
+  demo                   a cluster of seven nodes on this machine, a node killed under load, nothing lost
+  sim [ARGS..]           the simulator; `cargo xtask sim --help` lists its options
+";
+
+fn main() -> Result<()> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let rest: Vec<&str> = args.iter().skip(1).map(String::as_str).collect();
+    std::env::set_current_dir(build::root())?;
+    match args.first().map(String::as_str) {
+        Some("verify") => verify::run(&rest),
+        Some("demo") => demo::run(&rest),
+        Some("sim") => sim::run(&rest),
+        None | Some("help" | "--help" | "-h") => {
+            print!("{USAGE}");
+            Ok(())
+        }
+        Some(other) => bail!("unknown command \"{other}\"\n{USAGE}"),
+    }
+}

@@ -1,0 +1,44 @@
+//! `cargo xtask verify`: what the README tells a user to run, and what CI runs. It changes nothing outside the
+//! target folder and temporary folders of its own.
+
+use crate::steps::{Outcome, Steps};
+use crate::{build, e2e, purity, sim, tools};
+use anyhow::{Result, bail};
+
+pub fn run(args: &[&str]) -> Result<()> {
+    if !args.is_empty() {
+        bail!("verify takes no arguments");
+    }
+    let mut s = Steps::new();
+    s.step("formatting", || cargo(&["fmt", "--all", "--check"]));
+    s.step("pure crates stay pure", || purity::check().map(|()| Outcome::Passed));
+    s.step("lints", || cargo(&["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"]));
+    s.step("unit and property tests", || cargo(&["test", "--quiet", "--workspace"]));
+    ends(&mut s);
+    if !s.finish() {
+        bail!("verify failed");
+    }
+    Ok(())
+}
+
+fn cargo(args: &[&str]) -> Result<Outcome> {
+    build::run(build::cargo().args(args)).map(|()| Outcome::Passed)
+}
+
+/// What needs the other crates' binaries.
+fn ends(s: &mut Steps) {
+    s.step("simulator: 200 seeds", || sim::run_dev(&["--seeds", "200"]).map(|()| Outcome::Passed));
+    s.step("simulator: recorded seeds of the seeded bugs", || {
+        sim::run_dev(&["--bugs", "recorded"]).map(|()| Outcome::Passed)
+    });
+    let bins = match build::daemons(build::Profile::Dev) {
+        Ok(b) => b,
+        Err(e) => return s.step("building the daemons", || Err(e)),
+    };
+    s.step("end to end: own client", || e2e::own_client(&bins).map(|()| Outcome::Passed));
+    let missing = tools::install_clients();
+    s.step("end to end: real clients", || {
+        e2e::real_clients(&bins)?;
+        Ok(missing.map_or(Outcome::Passed, |get| Outcome::Skipped(format!("in part; for all: {get}"))))
+    });
+}
