@@ -75,6 +75,17 @@ impl Cluster {
         self.ctl(&["volume", "wait", volume, "--state", state, "--timeout", &secs]).map(|_| ())
     }
 
+    /// Process ids of the living processes whose role is `role` ("blockd", "metad"), or all.
+    pub fn pids(&self, role: Option<&str>) -> Result<Vec<u32>> {
+        let status = self.json(&["dev", "status"])?;
+        let list = status["processes"].as_array().context("dev status has no processes")?;
+        Ok(list
+            .iter()
+            .filter(|p| role.is_none_or(|r| p["role"] == r))
+            .filter_map(|p| p["pid"].as_u64().and_then(|n| u32::try_from(n).ok()))
+            .collect())
+    }
+
     pub fn kill(&self, what: &str) -> Result<()> {
         self.ctl(&["dev", "kill", what]).map(|_| ())
     }

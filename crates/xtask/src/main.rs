@@ -1,6 +1,7 @@
 //! `cargo xtask`: the project's own commands. It links no daemon: it builds them with cargo and runs them as
 //! a user would.
 
+mod bench;
 mod build;
 mod cluster;
 mod demo;
@@ -18,6 +19,7 @@ cargo xtask COMMAND
 
   verify                 what CI runs: formatting, lints, tests, simulator seeds, end-to-end checks in short
   demo                   a cluster of seven nodes on this machine, a node killed under load, nothing lost
+  bench [quick|idle]     4k and 1M through NBD on seven nodes beside the raw file; CPU of an idle cluster
   sim [ARGS..]           the simulator; `cargo xtask sim --help` lists its options
 ";
 
@@ -28,6 +30,7 @@ fn main() -> Result<()> {
     match args.first().map(String::as_str) {
         Some("verify") => verify::run(&rest),
         Some("demo") => demo::run(&rest),
+        Some("bench") => bench::run(&rest),
         Some("sim") => sim::run(&rest),
         None | Some("help" | "--help" | "-h") => {
             print!("{USAGE}");

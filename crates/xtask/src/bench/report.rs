@@ -1,0 +1,118 @@
+//! The table and the plot that docs/performance.md keeps.
+
+use super::Row;
+use anyhow::{Context, Result};
+use std::fmt::Write as _;
+
+const DOC: &str = "docs/performance.md";
+const PLOT: &str = "docs/performance.svg";
+const BEGIN: &str = "<!-- bench: begin -->";
+const END: &str = "<!-- bench: end -->";
+/// Above this share of foreign CPU a row has no verdict.
+pub const FOREIGN_MAX: f64 = 0.05;
+
+/// Least ratio to the raw file (IOPS or bandwidth), or largest (latency).
+pub fn goal(name: &str) -> Option<(&'static str, f64)> {
+    match name {
+        "randwrite qd1" => Some(("p50", 5.0)),
+        "randwrite qd32 burst" => Some(("iops", 0.4)),
+        "randwrite qd32 steady" => Some(("iops", 0.22)),
+        "randread qd32" => Some(("iops", 0.5)),
+        "1M write qd8" => Some(("iops", 0.15)),
+        _ => None,
+    }
+}
+
+/// `None`: no goal, or too much foreign CPU to say.
+pub fn verdict(r: &Row) -> Option<bool> {
+    if r.foreign > FOREIGN_MAX {
+        return None;
+    }
+    goal(r.job.name).map(|(what, limit)| match what {
+        "p50" => r.ours.p50_us <= limit * r.raw.p50_us,
+        _ => r.ours.iops >= limit * r.raw.iops,
+    })
+}
+
+pub fn table(rows: &[Row]) -> String {
+    let mut t = String::from(
+        "| job | raw IOPS | blockd IOPS | ratio | raw p50 us | p50 us | ratio | p99 us | server CPU us/IO | others' CPU | goal |\n\
+         | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |\n",
+    );
+    for r in rows {
+        let goal = goal(r.job.name).map_or(String::new(), |(what, limit)| {
+            let sign = if what == "p50" { "p50 <=" } else { ">=" };
+            let verdict = match verdict(r) {
+                None => "no verdict",
+                Some(true) => "met",
+                Some(false) => "MISSED",
+            };
+            format!("{sign} {limit}x: {verdict}")
+        });
+        let _ = writeln!(
+            t,
+            "| {} | {:.0} | {:.0} | {:.2} | {:.0} | {:.0} | {:.1} | {:.0} | {:.1} | {:.1} % | {goal} |",
+            r.job.name,
+            r.raw.iops,
+            r.ours.iops,
+            r.ours.iops / r.raw.iops,
+            r.raw.p50_us,
+            r.ours.p50_us,
+            r.ours.p50_us / r.raw.p50_us,
+            r.ours.p99_us,
+            r.server_us,
+            r.foreign * 100.0,
+        );
+    }
+    t
+}
+
+/// Ratios to the raw file as bars, with the goals as ticks.
+fn plot(rows: &[Row]) -> String {
+    let (left, width, line) = (180.0, 560.0, 28.0);
+    #[expect(clippy::cast_precision_loss, reason = "a drawing")]
+    let height = rows.len() as f64 * line + 50.0;
+    let mut s = format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{}\" height=\"{height}\" font-family=\"sans-serif\" font-size=\"12\">\n\
+         <text x=\"10\" y=\"18\">IOPS through NBD, three copies, as a ratio to the raw file (tick: goal)</text>\n",
+        left + width + 60.0
+    );
+    for (i, r) in rows.iter().enumerate() {
+        #[expect(clippy::cast_precision_loss, reason = "a drawing")]
+        let y = 34.0 + i as f64 * line;
+        let ratio = r.ours.iops / r.raw.iops;
+        let w = (ratio.min(1.2) / 1.2) * width;
+        let _ = writeln!(
+            s,
+            "<text x=\"10\" y=\"{:.0}\">{}</text><rect x=\"{left}\" y=\"{y:.0}\" width=\"{w:.0}\" height=\"18\" fill=\"#3b7dd8\"/>\
+             <text x=\"{:.0}\" y=\"{:.0}\">{ratio:.2}</text>",
+            y + 14.0,
+            r.job.name,
+            left + w + 6.0,
+            y + 14.0
+        );
+        if let Some(("iops", goal)) = goal(r.job.name) {
+            let x = left + goal / 1.2 * width;
+            let _ = writeln!(
+                s,
+                "<line x1=\"{x:.0}\" x2=\"{x:.0}\" y1=\"{:.0}\" y2=\"{:.0}\" stroke=\"#c0392b\" stroke-width=\"2\"/>",
+                y - 2.0,
+                y + 20.0
+            );
+        }
+    }
+    s.push_str("</svg>\n");
+    s
+}
+
+/// Prints the table and puts it, with the plot, into the documentation.
+pub fn keep(rows: &[Row]) -> Result<()> {
+    let table = table(rows);
+    println!("{table}");
+    let doc = std::fs::read_to_string(DOC).with_context(|| DOC.to_owned())?;
+    let (head, rest) = doc.split_once(BEGIN).with_context(|| format!("{DOC} has no line {BEGIN}"))?;
+    let (_, tail) = rest.split_once(END).with_context(|| format!("{DOC} has no line {END}"))?;
+    std::fs::write(DOC, format!("{head}{BEGIN}\n\n{table}\n![ratios](performance.svg)\n\n{END}{tail}"))?;
+    std::fs::write(PLOT, plot(rows))?;
+    Ok(())
+}
