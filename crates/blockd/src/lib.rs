@@ -1,0 +1,6 @@
+//! The node's edge: turns the effects of `node::Node` into system calls, and their completions into events.
+//!
+//! Nothing is decided here. `unsafe` lives in this crate alone, in `ring` and in small calls of libc, each with its
+//! argument.
+
+pub mod config;
