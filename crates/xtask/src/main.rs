@@ -6,6 +6,7 @@ mod build;
 mod cluster;
 mod demo;
 mod e2e;
+mod prove;
 mod purity;
 mod sim;
 mod steps;
@@ -19,6 +20,7 @@ cargo xtask COMMAND
 
   verify                 what CI runs: formatting, lints, tests, simulator seeds, end-to-end checks in short
   demo                   a cluster of seven nodes on this machine, a node killed under load, nothing lost
+  prove [NAME..]         each claim shown in full: PASS or FAIL, and its figures
   bench [quick|idle]     4k and 1M through NBD on seven nodes beside the raw file; CPU of an idle cluster
   sim [ARGS..]           the simulator; `cargo xtask sim --help` lists its options
 ";
@@ -31,6 +33,7 @@ fn main() -> Result<()> {
         Some("verify") => verify::run(&rest),
         Some("demo") => demo::run(&rest),
         Some("bench") => bench::run(&rest),
+        Some("prove") => prove::run(&rest),
         Some("sim") => sim::run(&rest),
         None | Some("help" | "--help" | "-h") => {
             print!("{USAGE}");

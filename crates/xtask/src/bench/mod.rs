@@ -5,8 +5,8 @@
 
 mod cpu;
 mod fio;
-mod idle;
-mod report;
+pub mod idle;
+pub mod report;
 
 use crate::build::{self, Profile};
 use crate::cluster::Cluster;
@@ -18,7 +18,7 @@ const NODES: u32 = 7;
 /// A sixteenth is journal: 1 GiB, so that a burst of 10 s fits.
 const DRIVE: &str = "16GiB";
 const VOLUME_MIB: u32 = 2048;
-const ROUNDS: usize = 3;
+pub const ROUNDS: usize = 3;
 
 const JOBS: &[Job] = &[
     Job { name: "randwrite qd1", rw: "randwrite", bs: "4k", depth: 1, secs: 10, size_mib: VOLUME_MIB },
