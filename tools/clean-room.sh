@@ -38,6 +38,12 @@ unshare --mount --pid --fork bash -c '
     set -eu
     mount --bind -o ro "$rustup" "$room/opt/rustup"
     mount --bind -o ro "$cargo/bin" "$room/opt/bin"
+    mount --bind -o ro /etc/ssl/certs "$room/etc/ssl/certs"
+    mount --bind -o ro /usr/share/ca-certificates "$room/usr/share/ca-certificates"
+    [ ! -d /usr/local/share/ca-certificates ] || {
+        mkdir -p "$room/usr/local/share/ca-certificates"
+        mount --bind -o ro /usr/local/share/ca-certificates "$room/usr/local/share/ca-certificates"
+    }
     mount --rbind /dev "$room/dev"
     mount -t proc proc "$room/proc"
     mount -t sysfs -o ro sysfs "$room/sys"
