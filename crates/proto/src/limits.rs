@@ -87,3 +87,8 @@ const _: () = assert!(REQUEST_ADVERTISED <= REQUEST_MAX);
 const _: () = assert!(COPIES_MAX as usize + 2 <= MEMBERS_MAX);
 // A journal of the least size holds two self-flush intervals' worth of small writes' headers and more.
 const _: () = assert!(JOURNAL_MIN >= SELF_FLUSH_BYTES);
+
+/// What one export connection may have in flight, bytes (payloads of writes, answers of reads, replies not yet
+/// sent; exceeded by one request at most) and requests: beyond it the connection is not read.
+pub const EXPORT_CREDIT_BYTES: usize = 32 << 20;
+pub const EXPORT_CREDIT_REQUESTS: usize = 1024;
