@@ -4,3 +4,4 @@
 //! argument.
 
 pub mod config;
+pub mod ring;
