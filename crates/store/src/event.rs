@@ -39,6 +39,10 @@ pub enum IoResult {
 }
 
 #[derive(Clone, Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "requests are the common case; a box would cost an allocation each"
+)]
 pub enum Event {
     Io {
         io: IoId,

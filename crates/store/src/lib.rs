@@ -4,6 +4,13 @@
 //! [`Store::poll`] and are drained before the next event. The same code runs in blockd and in the simulator.
 #![forbid(unsafe_code)]
 
+pub mod bugs;
+pub mod disk;
 pub mod event;
+pub mod format;
+pub mod layout;
+pub mod medium;
 
+pub use bugs::Bugs;
 pub use event::{Effect, Event, IoId, IoOp, IoResult, Source};
+pub use format::{FormatParams, FormatStep, format};

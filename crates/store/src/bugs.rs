@@ -1,0 +1,39 @@
+//! Seeded bugs: each leaves out one rule, so that the simulator can show that it would notice.
+
+macro_rules! bugs {
+    ($($(#[$doc:meta])* $name:ident;)*) => {
+        /// Rules left out. All false, and constantly so without the feature `bugs`.
+        #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+        pub struct Bugs { $($(#[$doc])* pub $name: bool),* }
+        impl Bugs {
+            pub const NONE: Bugs = Bugs { $($name: false),* };
+            pub const NAMES: &[&str] = &[$(stringify!($name)),*];
+            /// The bug of that name alone.
+            #[must_use]
+            pub fn named(name: &str) -> Option<Bugs> {
+                match name { $(stringify!($name) => Some(Bugs { $name: true, ..Bugs::NONE }),)* _ => None }
+            }
+        }
+    };
+}
+
+bugs! {
+    /// Acknowledge a write before its journal write has completed.
+    ack_before_journal;
+    /// Acknowledge a batch when an earlier one is not complete.
+    ack_without_prefix;
+    /// Write a block home before a flush covers its journal entry.
+    home_before_flush;
+    /// Reuse a freed extent before the entry that frees it is flushed.
+    reuse_before_flush;
+    /// Write a table page ahead of the journal entries that it speaks of.
+    page_ahead;
+    /// Let a large write's entry join late, over a newer one.
+    late_join;
+    /// No doubt after a machine's power loss.
+    ignore_doubt;
+    /// A pull overwrites what was written since the attempt began.
+    pull_over_newer;
+    /// Admit writes of an older epoch.
+    skip_epoch_check;
+}
