@@ -4,4 +4,10 @@
 //! argument.
 
 pub mod config;
+pub mod device;
+pub mod logging;
+pub mod mailbox;
+pub mod notify;
 pub mod ring;
+pub mod state_dir;
+pub mod sys;

@@ -189,7 +189,14 @@ impl<T> Ring<T> {
         self.reap();
         match result {
             Ok(_) => Ok(()),
-            Err(e) if matches!(e.raw_os_error(), Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN)) => Ok(()),
+            Err(e)
+                if matches!(
+                    e.raw_os_error(),
+                    Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN)
+                ) =>
+            {
+                Ok(())
+            }
             Err(e) => Err(e),
         }
     }
@@ -242,7 +249,9 @@ impl<T> Drop for Ring<T> {
     /// rather than written by the kernel under a new owner.
     fn drop(&mut self) {
         self.tearing = true;
-        self.push(&io_uring::opcode::AsyncCancel2::new(types::CancelBuilder::any().all()).build().user_data(CANCEL));
+        self.push(
+            &io_uring::opcode::AsyncCancel2::new(types::CancelBuilder::any().all()).build().user_data(CANCEL),
+        );
         let deadline = Instant::now() + TEARDOWN;
         while !self.ops.is_empty() && Instant::now() < deadline {
             if self.turn(Some(Span::millis(100))).is_err() {

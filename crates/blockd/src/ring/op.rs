@@ -231,13 +231,17 @@ impl Job {
         let entry = match self {
             Job::Read { buf, offset, done } => {
                 let rest = &mut buf.bytes_mut()[*done..];
-                opcode::Read::new(fd, rest.as_mut_ptr(), len32(rest.len())).offset(*offset + *done as u64).build()
+                opcode::Read::new(fd, rest.as_mut_ptr(), len32(rest.len()))
+                    .offset(*offset + *done as u64)
+                    .build()
             }
             Job::Write { pieces, vector, offset, done, .. } => {
                 let at = *offset + *done as u64;
                 vector.fill(pieces.iter().map(Payload::bytes), *done);
                 match vector.0.as_slice() {
-                    [one] => opcode::Write::new(fd, one.iov_base.cast(), len32(one.iov_len)).offset(at).build(),
+                    [one] => {
+                        opcode::Write::new(fd, one.iov_base.cast(), len32(one.iov_len)).offset(at).build()
+                    }
                     many => opcode::Writev::new(fd, many.as_ptr(), len32(many.len())).offset(at).build(),
                 }
             }

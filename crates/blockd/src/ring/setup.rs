@@ -27,7 +27,9 @@ pub enum RingError {
         "this kernel's io_uring is too old: it lacks SINGLE_ISSUER or DEFER_TASKRUN (EINVAL). Remedy: Linux 6.1 or newer"
     )]
     TooOld,
-    #[error("not enough locked memory for a ring (ENOMEM). Remedy: raise RLIMIT_MEMLOCK (LimitMEMLOCK=infinity)")]
+    #[error(
+        "not enough locked memory for a ring (ENOMEM). Remedy: raise RLIMIT_MEMLOCK (LimitMEMLOCK=infinity)"
+    )]
     NoMemory,
     #[error("io_uring_setup failed: {0}")]
     Other(io::Error),

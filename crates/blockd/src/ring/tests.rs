@@ -35,7 +35,8 @@ fn next(ring: &mut Ring<u32>) -> Done<u32> {
 }
 
 fn pattern(blocks: usize, seed: u8) -> Payload {
-    let bytes: Vec<u8> = (0..blocks * BLOCK).map(|i| seed.wrapping_add(u8::try_from(i / 7 % 251).unwrap())).collect();
+    let bytes: Vec<u8> =
+        (0..blocks * BLOCK).map(|i| seed.wrapping_add(u8::try_from(i / 7 % 251).unwrap())).collect();
     Payload::copy_of(&bytes)
 }
 
@@ -175,7 +176,9 @@ fn closing_gives_back_what_was_in_flight_and_then_closes_the_descriptor() {
     r.recv(fd, vec![0; 100], 1);
     r.turn(Some(Span(0))).unwrap();
     r.close(fd);
-    let Done { tag: 1, outcome: Outcome::Received(result, buf) } = next(&mut r) else { panic!("the receive ends") };
+    let Done { tag: 1, outcome: Outcome::Received(result, buf) } = next(&mut r) else {
+        panic!("the receive ends")
+    };
     assert!(matches!(result, Ok(0) | Err(libc::ECANCELED)));
     assert_eq!(buf.len(), 100);
     assert_eq!(b.read(&mut [0; 8]).unwrap(), 0, "the other side sees the end");
