@@ -9,6 +9,7 @@
 pub mod client;
 mod export;
 mod gather;
+pub mod memory;
 mod output;
 mod server;
 pub mod wire;
