@@ -115,3 +115,10 @@ fn unique() -> u32 {
     static N: AtomicU32 = AtomicU32::new(0);
     N.fetch_add(1, Ordering::Relaxed)
 }
+
+/// Nodes that hold replicas of the volume's first chunk, by name.
+pub fn replicas(c: &Cluster, volume: &str) -> Result<Vec<String>> {
+    let shown = c.json(&["volume", "show", volume])?;
+    let list = shown["chunks"][0]["replicas"].as_array().context("volume show lists no replicas")?;
+    Ok(list.iter().filter_map(|r| r["node"].as_str().map(str::to_owned)).collect())
+}

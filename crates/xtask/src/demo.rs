@@ -1,7 +1,7 @@
 //! `cargo xtask demo`: a whole cluster on this machine, a node killed under a write, nothing lost.
 
 use crate::build::{self, Profile};
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, replicas};
 use anyhow::{Context, Result, bail};
 use std::time::{Duration, Instant};
 
@@ -78,12 +78,5 @@ fn play(bins: &std::path::Path) -> Result<Vec<String>> {
 
 /// A node that holds a replica of the volume's first chunk and is not where the session lives.
 fn victim(c: &Cluster) -> Result<String> {
-    let shown = c.json(&["volume", "show", "demo"])?;
-    let replicas = shown["chunks"][0]["replicas"].as_array().context("volume show lists no replicas")?;
-    replicas
-        .iter()
-        .filter_map(|r| r["node"].as_str())
-        .find(|n| *n != "n1")
-        .map(str::to_owned)
-        .context("no replica on another node")
+    replicas(c, "demo")?.into_iter().find(|n| n != "n1").context("no replica on another node")
 }

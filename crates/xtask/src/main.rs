@@ -6,6 +6,7 @@ mod build;
 mod cluster;
 mod demo;
 mod e2e;
+mod load;
 mod prove;
 mod purity;
 mod sim;

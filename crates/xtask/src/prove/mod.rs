@@ -3,6 +3,7 @@
 mod clean;
 mod measured;
 mod simulated;
+mod survives;
 
 use anyhow::{Result, bail};
 use std::time::Instant;
@@ -19,6 +20,24 @@ const ENTRIES: &[Entry] = &[
         name: "spine-1",
         claim: "a clean clone in a minimal Debian with gcc and Rust: demo and verify, as root and as a plain user",
         show: clean::run,
+    },
+    Entry { name: "spine-2", claim: "real clients agree; fio verifies for 60 s", show: survives::clients },
+    Entry {
+        name: "spine-3",
+        claim: "a replica's node killed under load; resync; rolling restart",
+        show: survives::replica,
+    },
+    Entry { name: "spine-4", claim: "metad's leader killed under load", show: survives::leader },
+    Entry {
+        name: "spine-5",
+        claim: "all processes killed under load, ten times",
+        show: survives::all_killed,
+    },
+    Entry { name: "spine-6", claim: "the session's blockd killed, its node gone", show: survives::session },
+    Entry {
+        name: "spine-7",
+        claim: "a node gone for good: its chunks are placed anew",
+        show: survives::gone,
     },
     Entry {
         name: "spine-8",
