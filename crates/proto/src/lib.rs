@@ -7,6 +7,9 @@
 pub mod collections;
 pub mod configuration;
 pub mod control;
+pub mod deframer;
+pub mod frame;
+pub mod handshake;
 pub mod ids;
 pub mod limits;
 pub mod marks;

@@ -14,6 +14,8 @@ pub const SECTOR: usize = 512;
 pub const CHUNK_SHIFT_MIN: u8 = 24; // 16 MiB
 pub const CHUNK_SHIFT_DEFAULT: u8 = 28; // 256 MiB
 pub const CHUNK_SHIFT_MAX: u8 = 32; // 4 GiB
+/// Blocks of the largest chunk.
+pub const CHUNK_BLOCKS_MAX: u32 = 1 << (CHUNK_SHIFT_MAX - 12);
 
 pub const VOLUME_SIZE_MIN: u64 = 1 << 20;
 pub const VOLUME_SIZE_MAX: u64 = 16 << 40;
@@ -39,7 +41,8 @@ pub const EPOCH_COUNTER_MAX: u32 = (1 << (32 - LINEAGE_BITS)) - 1;
 
 /// Frames: fixed header; body of one frame; payload of one frame (a read may answer up to this).
 pub const FRAME_HEADER: usize = 128;
-pub const FRAME_BODY_MAX: usize = 4 << 20;
+/// The longest body is `Create` for a volume of 65,536 chunks on one drive: some 60 bytes for each.
+pub const FRAME_BODY_MAX: usize = 16 << 20;
 pub const FRAME_PAYLOAD_MAX: usize = 1 << 20;
 
 /// Leases (5.5): granted for, renewed each, given up by the holder, waited out by a replica.

@@ -302,7 +302,9 @@ pub struct DriveHello {
 /// First frame in both directions.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Hello {
+    /// Newest and oldest version that the sender speaks.
     pub protocol: u16,
+    pub protocol_min: u16,
     pub features_required: u64,
     pub features_offered: u64,
     pub cluster: crate::ids::ClusterId,

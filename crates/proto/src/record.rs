@@ -1,7 +1,7 @@
 //! The record: one write (or zeroing) of a branch. The same 128 bytes on the wire and in the journal.
 
 use crate::ids::{BranchId, ChunkIndex, Epoch, Generation, Incarnation, KeyId};
-use crate::limits::{BLOCK, BLOCKS_PER_EXTENT};
+use crate::limits::{BLOCK, BLOCKS_PER_EXTENT, CHUNK_BLOCKS_MAX};
 use crate::marks::Version;
 use crate::refusal::Refusal;
 use crate::units::BlockRange;
@@ -193,8 +193,6 @@ impl RawRecord {
     }
 }
 
-/// Blocks of the largest chunk.
-const CHUNK_BLOCKS_MAX: u32 = 1 << (crate::limits::CHUNK_SHIFT_MAX - 12);
 const _: () = assert!(BLOCK == 1 << 12);
 
 #[cfg(test)]

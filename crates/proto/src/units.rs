@@ -1,7 +1,9 @@
 //! Units and geometry: bytes of a volume -> chunk, extent, block.
 
 use crate::ids::ChunkIndex;
-use crate::limits::{BLOCK, BLOCKS_PER_EXTENT};
+use crate::limits::{
+    BLOCK, BLOCKS_PER_EXTENT, CHUNK_BLOCKS_MAX, CHUNK_SHIFT_MAX, CHUNK_SHIFT_MIN, VOLUME_SIZE_MAX,
+};
 use serde::{Deserialize, Serialize};
 
 /// A run of blocks within one chunk.
@@ -21,6 +23,14 @@ impl BlockRange {
     #[must_use]
     pub const fn end(self) -> u32 {
         self.first + self.count
+    }
+    /// True if the range lies within the largest chunk: what comes from a peer must be asked.
+    #[must_use]
+    pub const fn is_possible(self) -> bool {
+        match self.first.checked_add(self.count) {
+            Some(end) => self.count > 0 && end <= CHUNK_BLOCKS_MAX,
+            None => false,
+        }
     }
     #[must_use]
     pub const fn overlaps(self, o: BlockRange) -> bool {
@@ -47,6 +57,13 @@ pub struct Geometry {
     pub chunk_shift: u8,
 }
 impl Geometry {
+    /// True within the limits: what comes from a peer must be asked.
+    #[must_use]
+    pub const fn is_possible(self) -> bool {
+        self.chunk_shift >= CHUNK_SHIFT_MIN
+            && self.chunk_shift <= CHUNK_SHIFT_MAX
+            && self.size <= VOLUME_SIZE_MAX
+    }
     #[must_use]
     pub const fn chunk_bytes(self) -> u64 {
         1 << self.chunk_shift
