@@ -32,6 +32,7 @@ pub fn not_leader(leader: Option<String>) -> Status {
                 .map_or_else(|| "no leader is known".into(), |l| format!("the leader is at {l}")),
             fix: String::new(),
             leader: Some(leader.unwrap_or_default()),
+            exit: 20,
         },
     )
 }

@@ -7,7 +7,7 @@
 pub mod error;
 
 /// All messages and services.
-#[allow(clippy::all, clippy::pedantic, reason = "generated code")]
+#[allow(clippy::all, clippy::pedantic, clippy::restriction, reason = "generated code")]
 pub mod v1 {
     tonic::include_proto!("blockd.v1");
 }
