@@ -4,10 +4,16 @@
 //! argument.
 
 pub mod config;
+pub mod control;
+pub mod core;
 pub mod device;
+pub mod export;
 pub mod logging;
 pub mod mailbox;
+pub mod net;
+pub mod notice;
 pub mod notify;
 pub mod ring;
+pub mod shard;
 pub mod state_dir;
 pub mod sys;

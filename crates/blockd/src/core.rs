@@ -1,0 +1,17 @@
+//! The node as the shard sees it: a machine that decides everything.
+
+use node::{Effect, Event, LinkId};
+use proto::Time;
+
+/// `node::Node`; a trait so that the edge's own tests can put a plain machine in its place.
+pub trait Core {
+    fn handle(&mut self, now: Time, event: Event);
+    /// Bytes that came on a link.
+    fn received(&mut self, now: Time, link: LinkId, bytes: &[u8]);
+    /// The next effect; drained before the next event.
+    fn poll(&mut self) -> Option<Effect>;
+    /// When `Event::Wake` is due; `Time::FAR`: never.
+    fn next_wake(&self) -> Time;
+    /// A buffer of `Effect::Send`, sent.
+    fn recycle(&mut self, buffer: Vec<u8>);
+}

@@ -1,0 +1,345 @@
+//! NBD exports of this node: the glue between `nbd::Server`, one per connection, and the node.
+//!
+//! Owns connections, open exports (one per volume name, shared by its connections) and tickets. Decides nothing about
+//! volumes: it asks the node to open and close, and metad for what is merely looked at. A connection's memory is
+//! bounded by the server machine's credit; a client that hangs, sends rubbish or goes away harms no other.
+
+mod connection;
+mod convert;
+pub mod door;
+
+use crate::control::{Question, ToControl};
+use crate::net::Way;
+use crate::ring::{Errno, Outgoing, Ring};
+use crate::shard::Tag;
+use connection::Connection;
+use nbd::{Ask, RefusalKind, Refused, RequestId};
+use node::{Event, ExportError, ExportInfo};
+use proto::control::MetaAnswer;
+use proto::{ExportId, Geometry, Map, Ticket};
+use slab::Slab;
+use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
+use volume::{GuestError, GuestReply, GuestRequest};
+
+/// Number of a connection of a guest; never reused.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct ConnId(pub u64);
+
+enum Phase {
+    Opening,
+    Open(Box<ExportInfo>),
+}
+
+/// An open (or opening) volume and who shares it.
+struct Export {
+    id: ExportId,
+    phase: Phase,
+    clients: Vec<ConnId>,
+}
+
+/// Who asked for what: kept until the node completes it.
+struct Asked {
+    connection: ConnId,
+    request: RequestId,
+}
+
+#[derive(Default)]
+pub struct Exports {
+    connections: Map<ConnId, Connection>,
+    exports: Map<String, Export>,
+    names: Map<ExportId, String>,
+    tickets: Slab<Asked>,
+    dirty: Vec<ConnId>,
+    next_connection: u64,
+    next_export: u64,
+    draining: bool,
+    /// For the node, in order.
+    pub events: VecDeque<Event>,
+    /// For the control thread.
+    pub asks: Vec<ToControl>,
+    pub requests: u64,
+}
+
+impl Exports {
+    /// A client has connected.
+    pub fn accept(&mut self, ring: &mut Ring<Tag>, socket: OwnedFd) {
+        let id = ConnId(self.next_connection);
+        self.next_connection += 1;
+        let mut c = Connection::new(ring.add(socket));
+        if self.draining {
+            c.server.drain();
+        }
+        self.connections.insert(id, c);
+        self.pump(ring, id);
+    }
+
+    pub fn received(&mut self, ring: &mut Ring<Tag>, id: ConnId, result: Result<usize, Errno>, buf: Vec<u8>) {
+        let Some(c) = self.connections.get_mut(&id) else { return };
+        match result {
+            Ok(n) if n > 0 => {
+                c.received(buf, n);
+                self.pump(ring, id);
+            }
+            _ => self.drop_connection(ring, id),
+        }
+    }
+
+    pub fn sent(&mut self, ring: &mut Ring<Tag>, id: ConnId, result: Result<(), Errno>, out: Outgoing) {
+        let Some(c) = self.connections.get_mut(&id) else { return };
+        c.sent(out);
+        if result.is_err() {
+            return self.drop_connection(ring, id);
+        }
+        self.pump(ring, id);
+    }
+
+    /// Lets a connection's machine go on as far as it can.
+    fn pump(&mut self, ring: &mut Ring<Tag>, id: ConnId) {
+        loop {
+            let Some(c) = self.connections.get_mut(&id) else { return };
+            let progress = c.offer();
+            let mut asked = false;
+            while let Some(ask) = self.connections.get_mut(&id).and_then(|c| c.server.poll()) {
+                asked = true;
+                self.ask(id, ask);
+            }
+            if !progress && !asked {
+                break;
+            }
+        }
+        if let Some(c) = self.connections.get_mut(&id) {
+            c.receive(ring, Tag::Guest(id, Way::Receive));
+        }
+        self.touch(id);
+    }
+
+    fn touch(&mut self, id: ConnId) {
+        if let Some(c) = self.connections.get_mut(&id)
+            && !std::mem::replace(&mut c.dirty, true)
+        {
+            self.dirty.push(id);
+        }
+    }
+
+    fn ask(&mut self, id: ConnId, ask: Ask) {
+        match ask {
+            Ask::List => self.asks.push(ToControl::Volumes { question: Question::List(id), name: None }),
+            Ask::Export { name, open: true } => self.enter(id, name),
+            Ask::Export { name, open: false } => self.look(id, name),
+            Ask::Request { id: request, op } => {
+                self.requests += 1;
+                let c = self.connections.get(&id).expect("the asking connection");
+                let export = c.export.expect("requests come after the export was opened");
+                let ticket = Ticket(self.tickets.insert(Asked { connection: id, request }) as u64);
+                let request = GuestRequest { ticket, op: convert::guest_op(op) };
+                self.events.push_back(Event::Guest { export, request });
+            }
+        }
+    }
+
+    /// NBD_OPT_INFO: opens nothing.
+    fn look(&mut self, id: ConnId, name: String) {
+        match self.exports.get(&name) {
+            Some(Export { phase: Phase::Open(info), .. }) => {
+                let export = convert::export(info);
+                self.answer(id, Ok(export));
+            }
+            _ => self.asks.push(ToControl::Volumes { question: Question::Look(id), name: Some(name) }),
+        }
+    }
+
+    /// NBD_OPT_GO.
+    fn enter(&mut self, id: ConnId, name: String) {
+        if self.draining {
+            return self.answer(id, Err(convert::refused(&ExportError::Closing)));
+        }
+        let Some(c) = self.connections.get_mut(&id) else { return };
+        c.name = Some(name.clone());
+        if let Some(e) = self.exports.get_mut(&name) {
+            e.clients.push(id);
+            if let Phase::Open(info) = &e.phase {
+                c.export = Some(e.id);
+                let export = convert::export(info);
+                self.answer(id, Ok(export));
+            }
+            return;
+        }
+        let export = ExportId(self.next_export);
+        self.next_export += 1;
+        self.exports.insert(name.clone(), Export { id: export, phase: Phase::Opening, clients: vec![id] });
+        self.names.insert(export, name.clone());
+        self.events.push_back(Event::OpenExport { export, volume: name, force: false });
+    }
+
+    fn answer(&mut self, id: ConnId, answer: Result<nbd::Export, Refused>) {
+        if let Some(c) = self.connections.get_mut(&id) {
+            if answer.is_err() {
+                c.name = None;
+            }
+            c.server.answer_export(answer);
+            c.resume = true;
+            self.touch(id);
+        }
+    }
+
+    /// `Effect::ExportOpened`.
+    pub fn opened(&mut self, export: ExportId, info: ExportInfo) {
+        let Some(name) = self.names.get(&export) else { return };
+        let e = self.exports.get_mut(name).expect("an export has its name");
+        let described = convert::export(&info);
+        e.phase = Phase::Open(Box::new(info));
+        for id in e.clients.clone() {
+            if let Some(c) = self.connections.get_mut(&id) {
+                c.export = Some(export);
+            }
+            self.answer(id, Ok(described.clone()));
+        }
+        self.close_unused(export);
+    }
+
+    /// `Effect::ExportRefused`.
+    pub fn refused(&mut self, export: ExportId, error: &ExportError) {
+        let Some(name) = self.names.remove(&export) else { return };
+        let e = self.exports.remove(&name).expect("an export has its name");
+        tracing::info!(volume = name, clients = e.clients.len(), %error, "export refused");
+        for id in e.clients {
+            self.answer(id, Err(convert::refused(error)));
+        }
+    }
+
+    /// `Effect::ExportResized`.
+    pub fn resized(&mut self, export: ExportId, geometry: Geometry) {
+        let Some(name) = self.names.get(&export) else { return };
+        let e = self.exports.get_mut(name).expect("an export has its name");
+        if let Phase::Open(info) = &mut e.phase {
+            info.geometry = geometry;
+        }
+        for id in &e.clients {
+            if let Some(c) = self.connections.get_mut(id) {
+                c.server.resized(geometry.size);
+            }
+        }
+    }
+
+    /// `Effect::ExportClosed`: the session is gone for good.
+    pub fn closed(&mut self, ring: &mut Ring<Tag>, export: ExportId) {
+        let Some(name) = self.names.remove(&export) else { return };
+        let e = self.exports.remove(&name).expect("an export has its name");
+        tracing::warn!(
+            volume = name,
+            clients = e.clients.len(),
+            "export closed: another session took the volume"
+        );
+        for id in e.clients {
+            self.drop_connection(ring, id);
+        }
+    }
+
+    /// `Effect::Complete`.
+    pub fn complete(&mut self, ticket: Ticket, result: Result<GuestReply, GuestError>) {
+        let key = usize::try_from(ticket.0).expect("a key of `tickets`");
+        let asked = self.tickets.remove(key);
+        let Some(c) = self.connections.get_mut(&asked.connection) else { return };
+        convert::complete(&mut c.server, asked.request, result);
+        c.resume = true;
+        self.touch(asked.connection);
+    }
+
+    /// metad's answer to `ToControl::Volumes`.
+    pub fn answered(&mut self, question: Question, answer: MetaAnswer) {
+        match question {
+            Question::List(id) => {
+                if let Some(c) = self.connections.get_mut(&id) {
+                    c.server.answer_list(convert::list(answer));
+                    c.resume = true;
+                    self.touch(id);
+                }
+            }
+            Question::Look(id) => self.answer(id, convert::looked(answer)),
+        }
+    }
+
+    /// Machines that were answered go on: held-back input may become events.
+    pub fn resume(&mut self, ring: &mut Ring<Tag>) {
+        let mut i = 0;
+        while i < self.dirty.len() {
+            let id = self.dirty[i];
+            i += 1;
+            let Some(c) = self.connections.get_mut(&id) else { continue };
+            c.collect();
+            if std::mem::take(&mut c.resume) {
+                self.pump(ring, id);
+            }
+        }
+    }
+
+    /// The turn's end: what the machines said goes out, one send each.
+    pub fn flush(&mut self, ring: &mut Ring<Tag>) {
+        while let Some(id) = self.dirty.pop() {
+            let Some(c) = self.connections.get_mut(&id) else { continue };
+            c.dirty = false;
+            c.flush(ring, Tag::Guest(id, Way::Send));
+            if c.is_over() {
+                self.drop_connection(ring, id);
+            }
+        }
+    }
+
+    fn drop_connection(&mut self, ring: &mut Ring<Tag>, id: ConnId) {
+        let Some(c) = self.connections.remove(&id) else { return };
+        ring.close(c.fd());
+        if let Some(name) = c.name
+            && let Some(e) = self.exports.get_mut(&name)
+        {
+            e.clients.retain(|other| *other != id);
+            let export = e.id;
+            self.close_unused(export);
+        }
+    }
+
+    /// The last client has gone. While it opens the answer is awaited first.
+    fn close_unused(&mut self, export: ExportId) {
+        let Some(name) = self.names.get(&export) else { return };
+        let e = &self.exports[name];
+        if e.clients.is_empty() && matches!(e.phase, Phase::Open(_)) {
+            self.exports.remove(name);
+            self.names.remove(&export);
+            self.events.push_back(Event::CloseExport { export });
+        }
+    }
+
+    /// Refuses whatever is new; what is in flight is completed by the node.
+    pub fn drain(&mut self) {
+        self.draining = true;
+        for c in self.connections.values_mut() {
+            c.server.drain();
+        }
+    }
+
+    /// Nothing is left to be said to any client.
+    #[must_use]
+    pub fn is_quiet(&self) -> bool {
+        self.connections.values().all(Connection::is_quiet)
+    }
+
+    /// Name, clients and requests in flight of each open export.
+    pub fn open_exports(&self) -> impl Iterator<Item = (&str, usize)> {
+        self.exports.iter().map(|(name, e)| (name.as_str(), e.clients.len()))
+    }
+
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.tickets.len()
+    }
+
+    #[must_use]
+    pub fn clients(&self) -> usize {
+        self.connections.len()
+    }
+}
+
+/// A refusal in the words of NBD.
+fn refuse(kind: RefusalKind, message: impl Into<String>) -> Refused {
+    Refused { kind, message: message.into() }
+}
