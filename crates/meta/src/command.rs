@@ -1,0 +1,252 @@
+//! Everything that goes through Raft.
+//!
+//! A command is encoded as a format version byte and postcard. A metad that cannot decode one stops: to
+//! skip it would make two metads differ. Commands carry no clock reading but the proposer's `at_ms`, and
+//! no chance. New kinds of `Op` go to the end of the enum and raise `COMMAND_FORMAT`.
+
+use crate::model::{Class, DownCause};
+use crate::settings::Setting;
+use proto::control::{ChunkChange, HeldReplica, SessionKind, VolumeRef};
+use proto::{
+    BranchId, ChunkIndex, ClusterId, ConfigNumber, DriveId, Epoch, Geometry, NodeId, OpenId, ProcessNumber,
+    RequestId, VolumeId,
+};
+use serde::{Deserialize, Serialize};
+
+/// Version of the encoding of commands.
+pub const COMMAND_FORMAT: u8 = 1;
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Command {
+    /// The proposer's wall clock, Unix milliseconds: for "since when", never for a decision of safety.
+    pub at_ms: u64,
+    /// The first answer to a request is kept and given again.
+    pub request: Option<RequestId>,
+    pub op: Op,
+}
+
+/// Which drives the chunks go to: each chunk names a group.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Plan {
+    /// Drives in the order of preference (first: the preferred node's).
+    pub groups: Vec<Vec<DriveId>>,
+    /// Per new chunk, index into `groups`.
+    pub chunks: Vec<u16>,
+}
+
+/// New places of one chunk whose records could not all be made.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Replacement {
+    pub chunk: ChunkIndex,
+    pub drives: Vec<DriveId>,
+}
+
+/// One more replica of a chunk. It starts stale.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct PlaceItem {
+    pub chunk: ChunkIndex,
+    /// The configuration that the planner saw.
+    pub from: ConfigNumber,
+    pub drive: DriveId,
+    /// This member becomes `Leaving` if it is in-sync.
+    pub replaces: Option<DriveId>,
+}
+
+/// A member that is not needed any more.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct PruneItem {
+    pub chunk: ChunkIndex,
+    pub from: ConfigNumber,
+    pub drive: DriveId,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Op {
+    // The cluster.
+    ClusterInit {
+        cluster: ClusterId,
+        name: String,
+        /// Lets nodes join.
+        token: String,
+    },
+    SettingSet {
+        setting: Setting,
+    },
+
+    // Nodes. `seen` is the node's (or drive's) count of changes between up and down that the proposer
+    // saw: a late command changes nothing.
+    NodeAdd {
+        name: String,
+        zone: String,
+        /// Data plane, `host:port`.
+        address: String,
+        /// Random, from the node's state directory: the same node again is not a second one.
+        identity: u128,
+        /// By `cluster join`; none: by an operator.
+        token: Option<String>,
+    },
+    NodeDrain {
+        node: NodeId,
+        drain: bool,
+    },
+    NodeRemove {
+        node: NodeId,
+    },
+    NodeDown {
+        node: NodeId,
+        seen: u64,
+        cause: DownCause,
+    },
+    NodeUp {
+        node: NodeId,
+        seen: u64,
+        process: ProcessNumber,
+    },
+
+    // Drives.
+    DriveAdd {
+        node: NodeId,
+        drive: DriveId,
+        capacity: u64,
+        path: String,
+    },
+    DriveOpened {
+        node: NodeId,
+        drive: DriveId,
+        /// Newest last.
+        openings: Vec<OpenId>,
+        capacity: u64,
+        path: String,
+        /// Replicas on the drive that no configuration names (as the leader saw it; checked again).
+        orphans: Vec<HeldReplica>,
+    },
+    DriveDown {
+        drive: DriveId,
+        seen: u64,
+    },
+    DriveUp {
+        drive: DriveId,
+        seen: u64,
+    },
+    DriveRetire {
+        drive: DriveId,
+        retire: bool,
+    },
+    DriveRemove {
+        drive: DriveId,
+    },
+
+    // Volumes.
+    VolumeCreate {
+        name: String,
+        geometry: Geometry,
+        class: Class,
+        plan: Plan,
+    },
+    VolumeDelete {
+        volume: VolumeId,
+        /// Although a guest is attached; the reason is logged.
+        force: Option<String>,
+    },
+    VolumeRename {
+        volume: VolumeId,
+        from: String,
+        to: String,
+    },
+    VolumeResize {
+        volume: VolumeId,
+        from: u64,
+        to: u64,
+        plan: Plan,
+    },
+    VolumeClass {
+        volume: VolumeId,
+        class: Class,
+    },
+
+    // Sessions.
+    Attach {
+        volume: VolumeRef,
+        node: NodeId,
+        process: ProcessNumber,
+        kind: SessionKind,
+        force: bool,
+        /// No node's data network reaches the present holder's node, as the leader has heard.
+        holder_unheard: bool,
+    },
+    Detach {
+        branch: BranchId,
+        epoch: Epoch,
+        clean: bool,
+    },
+    /// The holder's node lives and does not know of the session: it was never taken up, or is gone.
+    Release {
+        branch: BranchId,
+        epoch: Epoch,
+    },
+    Propose {
+        branch: BranchId,
+        epoch: Epoch,
+        changes: Vec<ChunkChange>,
+    },
+    Created {
+        branch: BranchId,
+        epoch: Epoch,
+        placement: u32,
+        failed: Vec<DriveId>,
+        replacements: Vec<Replacement>,
+    },
+
+    // The planner's.
+    Appoint {
+        branch: BranchId,
+        /// The epoch that the planner saw.
+        epoch: Epoch,
+        node: Option<NodeId>,
+    },
+    Place {
+        branch: BranchId,
+        epoch: Epoch,
+        items: Vec<PlaceItem>,
+    },
+    Prune {
+        branch: BranchId,
+        epoch: Epoch,
+        items: Vec<PruneItem>,
+    },
+    Deleted {
+        drive: DriveId,
+        replicas: Vec<HeldReplica>,
+    },
+}
+
+/// The metad must stop: it cannot follow the log.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum DecodeError {
+    #[error("command of format {0}; this metad knows up to {COMMAND_FORMAT}: upgrade it")]
+    Format(u8),
+    #[error("empty command")]
+    Empty,
+    #[error("malformed or unknown command: {0}")]
+    Malformed(#[from] postcard::Error),
+    #[error("{0} bytes after the end of the command")]
+    Trailing(usize),
+}
+
+impl Command {
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        postcard::to_extend(self, vec![COMMAND_FORMAT]).expect("writing to a vector does not fail")
+    }
+
+    /// # Errors
+    /// Every error means that this metad must stop.
+    pub fn decode(bytes: &[u8]) -> Result<Command, DecodeError> {
+        let (&format, body) = bytes.split_first().ok_or(DecodeError::Empty)?;
+        if format == 0 || format > COMMAND_FORMAT {
+            return Err(DecodeError::Format(format));
+        }
+        let (command, rest) = postcard::take_from_bytes(body)?;
+        if rest.is_empty() { Ok(command) } else { Err(DecodeError::Trailing(rest.len())) }
+    }
+}

@@ -1,0 +1,172 @@
+//! The rows of the state: what is known of a node, a drive, a volume, a branch.
+
+use proto::control::SessionKind;
+use proto::limits::{COPIES_DEFAULT, MIN_IN_SYNC_DEFAULT};
+use proto::{
+    BranchId, ClusterId, DriveId, Epoch, Generation, Geometry, LogIndex, NodeId, OpenId, ProcessNumber,
+    VolumeId,
+};
+use serde::{Deserialize, Serialize};
+
+/// The cluster itself, and all counters. One row, written with every command.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Head {
+    pub applied: LogIndex,
+    pub cluster: Option<Cluster>,
+    /// High bits of epochs; raised when metad is restored from a backup.
+    pub lineage: u8,
+    /// Last ids given.
+    pub last_node: u32,
+    pub last_volume: u64,
+    pub last_branch: u64,
+    pub last_incarnation: u64,
+    pub last_event: u64,
+    /// Number of the last answer kept for repeats.
+    pub last_kept: u64,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Cluster {
+    pub id: ClusterId,
+    pub name: String,
+    pub token: String,
+    pub created_ms: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub enum DownCause {
+    /// Silent towards the leader for a full timeout.
+    Silent,
+    /// Its data network reaches fewer than half of its peers.
+    Isolated,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Node {
+    pub name: String,
+    /// Failure domain above the node; empty: none.
+    pub zone: String,
+    pub address: String,
+    pub identity: u128,
+    /// Newest process known.
+    pub process: ProcessNumber,
+    /// Since when it is down (Unix ms), if it is.
+    pub down: Option<(u64, DownCause)>,
+    /// Number of changes between up and down.
+    pub changes: u64,
+    pub drain: bool,
+    pub added_ms: u64,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Drive {
+    pub node: NodeId,
+    pub path: String,
+    /// Bytes.
+    pub capacity: u64,
+    /// Openings that were confirmed, newest last; a late message of an older one is known by it.
+    pub openings: Vec<OpenId>,
+    /// The list of openings did not match: rolled back or copied. For good.
+    pub stranger: bool,
+    /// Since when it is down by itself (Unix ms), its node aside.
+    pub down: Option<u64>,
+    pub changes: u64,
+    /// To be emptied.
+    pub retired: bool,
+    pub added_ms: u64,
+}
+
+/// What a volume asks of its replicas.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub struct Class {
+    pub copies: u8,
+    pub min_in_sync: u8,
+    /// Writes wait while fewer than `min_in_sync` are left (else they fail).
+    pub wait_when_degraded: bool,
+    /// Every write is FUA.
+    pub write_through: bool,
+}
+impl Default for Class {
+    fn default() -> Class {
+        Class::of_copies(COPIES_DEFAULT)
+    }
+}
+impl Class {
+    /// The defaults for so many copies.
+    #[must_use]
+    pub fn of_copies(copies: u8) -> Class {
+        Class {
+            copies,
+            min_in_sync: MIN_IN_SYNC_DEFAULT.min(copies),
+            wait_when_degraded: true,
+            write_through: false,
+        }
+    }
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Volume {
+    pub name: String,
+    pub branch: BranchId,
+    pub created_ms: u64,
+}
+
+/// Life of a branch.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub enum Phase {
+    /// Placed; its records are not all made.
+    Creating,
+    Ready,
+    /// Chunks were added; their records are not all made.
+    Growing,
+}
+
+/// The one writer of a branch.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub struct Session {
+    pub node: NodeId,
+    pub process: ProcessNumber,
+    pub kind: SessionKind,
+    pub since_ms: u64,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Branch {
+    pub volume: VolumeId,
+    pub geometry: Geometry,
+    pub generation: Generation,
+    pub parent: Option<(BranchId, Generation)>,
+    pub class: Class,
+    pub phase: Phase,
+    /// The last placement, and the first chunk that it is about.
+    pub placement: u32,
+    pub placement_first: u32,
+    pub epoch: Epoch,
+    pub session: Option<Session>,
+    /// The last session detached cleanly, or there was none.
+    pub clean: bool,
+    pub loss_accepted: bool,
+    /// Who is to hold a maintenance session.
+    pub appointed: Option<NodeId>,
+    /// Since when (Unix ms) some chunk is not as it should be.
+    pub unwell_since: Option<u64>,
+}
+impl Branch {
+    /// The placement that a session has to make records for.
+    #[must_use]
+    pub fn pending(&self) -> Option<u32> {
+        (self.phase != Phase::Ready).then_some(self.placement)
+    }
+    /// The drives that a node's session may regard as its own node's come from here; `None`: no guest.
+    #[must_use]
+    pub fn guest(&self) -> Option<&Session> {
+        self.session.as_ref().filter(|s| s.kind == SessionKind::Guest)
+    }
+}
+
+/// A drive and the node it is in.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+pub struct Home {
+    pub node: NodeId,
+    pub drive: DriveId,
+}

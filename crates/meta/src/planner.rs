@@ -1,0 +1,403 @@
+//! Desired minus actual = commands. On the leader only; everything it proposes names what it saw.
+//!
+//! Desired: every branch with work to be done has a session; every chunk has its copies on drives that
+//! are not out; nothing more. A drive is *out* when it is retired, its node is drained, it was rolled
+//! back, or it has been down for longer than `down_out`. When more than a third of the nodes are down,
+//! that is taken for a fault of something else: nothing is placed anew for drives that are down.
+
+use crate::chunks::is_well;
+use crate::command::{Op, PlaceItem, PruneItem};
+use crate::model::Branch;
+use crate::placement::Placer;
+use crate::requests::homes;
+use crate::service::{OwnKey, Service};
+use crate::state::MetaState;
+use crate::touch::Touch;
+use proto::control::SessionKind;
+use proto::limits::MEMBERS_MAX;
+use proto::{
+    BranchId, ChunkIndex, Configuration, DriveId, LogIndex, Member, MemberState, NodeId, Span, Time,
+};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The round over all branches that are not well, while there are any, or drives that are down.
+const ROUND: Span = Span::secs(1);
+/// A branch is looked at no more often than this.
+const LOOK_AGAIN: Span = Span::millis(250);
+/// An appointed node that has not attached by then is given up for another.
+const APPOINTED_WAIT: Span = Span::secs(10);
+/// A guest whose node is gone may come back before a maintenance session takes its volume.
+const GUEST_GRACE: Span = Span::secs(10);
+/// An order that needs a session keeps it wanted for so long.
+const WANTED: Span = Span::secs(60);
+/// Maintenance sessions per node.
+const APPOINTED_MAX: usize = 16;
+/// Chunks of one command, replicas to be filled per branch, and branches looked at per round.
+const ITEMS_MAX: usize = 256;
+const FILLING_MAX: usize = 256;
+const BRANCHES_MAX: usize = 512;
+
+#[derive(Debug, Default)]
+pub(crate) struct Planner {
+    seen: LogIndex,
+    started: bool,
+    /// Branches to look at.
+    queue: BTreeSet<BranchId>,
+    /// Where the round goes on.
+    cursor: BranchId,
+    next_round: Time,
+    looked: BTreeMap<BranchId, Time>,
+    /// Appointments as this leader saw them begin.
+    appointed: BTreeMap<BranchId, (NodeId, Time)>,
+    guest_gone: BTreeMap<BranchId, Time>,
+    wanted: BTreeMap<BranchId, Time>,
+}
+
+impl Planner {
+    /// Somebody needs a session of this branch, for an order.
+    pub(crate) fn want_session(&mut self, branch: BranchId, now: Time) {
+        self.wanted.insert(branch, now);
+        self.queue.insert(branch);
+        self.next_round = now;
+    }
+    pub(crate) fn next_wake(&self) -> Time {
+        self.next_round
+    }
+}
+
+/// Which drives are out, and why not.
+pub(crate) struct Outlook {
+    pub(crate) out: BTreeSet<DriveId>,
+    pub(crate) mass_failure: bool,
+}
+
+impl Service {
+    pub(crate) fn outlook(&self, state: &MetaState) -> Outlook {
+        let down = state.nodes().values().filter(|n| n.down.is_some()).count();
+        let mass_failure = down * 3 > state.nodes().len();
+        let limit = state.settings().down_out_ms;
+        let long = |since: u64| self.wall_ms.saturating_sub(since) >= limit;
+        let is_out = |id: &DriveId| {
+            let d = &state.drives()[id];
+            let node = state.nodes().get(&d.node);
+            let emptied = d.retired || d.stranger || node.is_none_or(|n| n.drain);
+            let gone = d.down.is_some_and(long) || node.and_then(|n| n.down).is_some_and(|(t, _)| long(t));
+            emptied || (gone && !mass_failure)
+        };
+        Outlook { out: state.drives().keys().copied().filter(is_out).collect(), mass_failure }
+    }
+
+    pub(crate) fn maintain_planner(&mut self, state: &MetaState) {
+        self.notice_changes(state);
+        if self.now < self.planner.next_round {
+            return;
+        }
+        let outlook = self.outlook(state);
+        self.fill_queue(state, &outlook);
+        let mut placer = Placer::new(self.candidates(state));
+        let queue: Vec<BranchId> = self.planner.queue.iter().copied().take(BRANCHES_MAX).collect();
+        for branch in queue {
+            let looked = self.planner.looked.get(&branch).copied();
+            let waits = looked.is_some_and(|t| self.now < t + LOOK_AGAIN);
+            if waits || self.is_under_way(OwnKey::Branch(branch)) {
+                continue;
+            }
+            self.planner.queue.remove(&branch);
+            self.planner.looked.insert(branch, self.now);
+            self.look_at(state, branch, &outlook, &mut placer);
+        }
+        self.schedule(state);
+    }
+
+    fn notice_changes(&mut self, state: &MetaState) {
+        if !self.planner.started {
+            self.planner.started = true;
+            self.planner.seen = state.applied();
+            self.planner.queue.extend(&state.index.unwell);
+            self.planner.queue.extend(state.index.appointed.values().flatten());
+            self.planner.next_round = self.now;
+        }
+        if self.planner.seen == state.applied() {
+            return;
+        }
+        let mut due = self.now;
+        match state.touched_after(self.planner.seen) {
+            None => {
+                self.planner.queue.extend(&state.index.unwell);
+                self.planner.queue.extend(state.index.appointed.values().flatten());
+            }
+            Some(touches) => {
+                let mut any = false;
+                for touch in touches {
+                    match touch {
+                        Touch::Branch(b) => any |= self.planner.queue.insert(*b),
+                        Touch::Nodes | Touch::Settings => any = true,
+                        _ => {}
+                    }
+                }
+                if !any {
+                    due = Time::FAR;
+                }
+            }
+        }
+        self.planner.seen = state.applied();
+        // At once if the last round is a while ago, so that a new volume is not kept waiting.
+        self.planner.next_round = self.planner.next_round.min(due);
+    }
+
+    /// The round: branches that are not well or appointed, and those on drives that are out.
+    fn fill_queue(&mut self, state: &MetaState, outlook: &Outlook) {
+        let from = self.planner.cursor;
+        let mut more: BTreeSet<BranchId> = BTreeSet::new();
+        let on_out = outlook.out.iter().filter_map(|d| state.index.uses.get(d)).flat_map(BTreeMap::keys);
+        let appointed = state.index.appointed.values().flatten();
+        let gone = state
+            .index
+            .sessions
+            .iter()
+            .filter(|(n, _)| state.node_down(**n))
+            .flat_map(|(_, b)| b)
+            .filter(|b| state.index.unwell.contains(b));
+        more.extend(state.index.unwell.iter().chain(on_out).chain(appointed).chain(gone));
+        more.extend(self.planner.wanted.keys());
+        let next: Vec<BranchId> =
+            more.range(from..).chain(more.range(..from)).copied().take(BRANCHES_MAX).collect();
+        if let Some(last) = next.last() {
+            self.planner.cursor = BranchId(last.0.wrapping_add(1));
+        }
+        self.planner.queue.extend(next);
+    }
+
+    fn schedule(&mut self, state: &MetaState) {
+        let now = self.now;
+        self.planner.wanted.retain(|_, t| now.since(*t) < WANTED);
+        self.planner.appointed.retain(|b, _| state.branches().contains_key(b));
+        self.planner.guest_gone.retain(|b, _| state.branches().contains_key(b));
+        self.planner.looked.retain(|_, t| now < *t + LOOK_AGAIN);
+        let busy = !self.planner.wanted.is_empty()
+            || !state.index.unwell.is_empty()
+            || !state.index.appointed.is_empty()
+            || state.drives().keys().any(|d| state.drive_down(*d))
+            || state.nodes().values().any(|n| n.down.is_some() || n.drain)
+            || state.drives().values().any(|d| d.retired);
+        let soon = if self.planner.queue.is_empty() { ROUND } else { LOOK_AGAIN };
+        self.planner.next_round = if busy || !self.planner.queue.is_empty() { now + soon } else { Time::FAR };
+    }
+
+    fn look_at(&mut self, state: &MetaState, branch: BranchId, outlook: &Outlook, placer: &mut Placer) {
+        let Some(row) = state.branches().get(&branch) else { return };
+        let needed = self.needs_session(state, branch, row, outlook, placer);
+        let served = self.is_served(state, branch, row);
+        if !needed {
+            let idle = served != Some(SessionKind::Guest) && row.appointed.is_some();
+            if idle {
+                let op = Op::Appoint { branch, epoch: row.epoch, node: None };
+                self.propose_own(OwnKey::Branch(branch), op);
+            }
+            return;
+        }
+        match served {
+            Some(_) => self.heal(state, branch, row, outlook, placer),
+            None => self.appoint(state, branch, row),
+        }
+    }
+
+    /// Who serves the branch now: a session whose node is up and runs the same process. A guest that is
+    /// gone counts for a while, and for as long as some node reaches its node.
+    fn is_served(&mut self, state: &MetaState, branch: BranchId, row: &Branch) -> Option<SessionKind> {
+        let session = row.session?;
+        let node = state.nodes().get(&session.node);
+        let lives = node.is_some_and(|n| n.down.is_none() && n.process <= session.process);
+        if lives {
+            self.planner.guest_gone.remove(&branch);
+            return Some(session.kind);
+        }
+        if session.kind == SessionKind::Maintenance {
+            return None;
+        }
+        let now = self.now;
+        let since = *self.planner.guest_gone.entry(branch).or_insert(now);
+        let heard = state.node_down(session.node) && self.liveness.is_reached(now, state, session.node);
+        (heard || now.since(since) < GUEST_GRACE).then_some(SessionKind::Guest)
+    }
+
+    fn needs_session(
+        &self,
+        state: &MetaState,
+        branch: BranchId,
+        row: &Branch,
+        outlook: &Outlook,
+        placer: &Placer,
+    ) -> bool {
+        if row.pending().is_some() || self.planner.wanted.contains_key(&branch) {
+            return true;
+        }
+        let Some(chunks) = state.chunks(branch) else { return false };
+        let room = placer.node_count() > 0;
+        interesting(state, branch, outlook).into_iter().flat_map(|p| chunks.page(p)).any(|(_, c)| {
+            let j = Judged::of(&c, row.class.copies, outlook);
+            let fillable =
+                c.members.iter().any(|m| m.state == MemberState::Stale && !state.drive_down(m.place.drive));
+            fillable || j.surplus.is_some() || (j.missing && room && j.can_grow)
+        })
+    }
+
+    fn appoint(&mut self, state: &MetaState, branch: BranchId, row: &Branch) {
+        let now = self.now;
+        if let Some(node) = row.appointed {
+            let known = self.planner.appointed.get(&branch).filter(|(n, _)| *n == node).map(|(_, t)| *t);
+            let since = known.unwrap_or(now);
+            self.planner.appointed.insert(branch, (node, since));
+            if !state.node_down(node) && now.since(since) < APPOINTED_WAIT {
+                return;
+            }
+        }
+        let Some(node) = self.appointee(state, branch, row) else { return };
+        self.planner.appointed.insert(branch, (node, now));
+        self.propose_own(OwnKey::Branch(branch), Op::Appoint { branch, epoch: row.epoch, node: Some(node) });
+    }
+
+    /// A node that is up, not the one that failed to attach, holding replicas of the branch if possible,
+    /// with the fewest maintenance sessions.
+    fn appointee(&self, state: &MetaState, branch: BranchId, row: &Branch) -> Option<NodeId> {
+        let holders: BTreeSet<NodeId> = state
+            .drives()
+            .iter()
+            .filter(|(d, _)| state.index.uses.get(*d).is_some_and(|u| u.contains_key(&branch)))
+            .map(|(_, d)| d.node)
+            .collect();
+        let asked = |n: &NodeId| {
+            let promised = self.planner.appointed.values().filter(|(p, _)| p == n).count();
+            state.index.appointed.get(n).map_or(0, BTreeSet::len).max(promised)
+        };
+        state
+            .nodes()
+            .iter()
+            .filter(|(n, r)| r.down.is_none() && row.appointed != Some(**n))
+            .map(|(n, _)| *n)
+            .filter(|n| asked(n) < APPOINTED_MAX)
+            .min_by_key(|n| (!holders.contains(n), asked(n), *n))
+            .or_else(|| row.appointed.filter(|n| !state.node_down(*n)))
+    }
+
+    /// Places what is missing and removes what is too much, through the session that is there.
+    fn heal(
+        &mut self,
+        state: &MetaState,
+        branch: BranchId,
+        row: &Branch,
+        outlook: &Outlook,
+        placer: &mut Placer,
+    ) {
+        let Some(chunks) = state.chunks(branch) else { return };
+        let copies = row.class.copies;
+        let sets = placer.sets(copies);
+        let (mut place, mut prune) = (Vec::new(), Vec::new());
+        let mut filling = 0;
+        for page in interesting(state, branch, outlook) {
+            for (chunk, c) in chunks.page(page) {
+                if is_well(&c, copies) && !c.members.iter().any(|m| outlook.out.contains(&m.place.drive)) {
+                    continue;
+                }
+                let j = Judged::of(&c, copies, outlook);
+                filling += usize::from(j.filling);
+                if let Some(drive) = j.surplus {
+                    prune.push(PruneItem { chunk, from: c.number, drive });
+                } else if j.missing && j.can_grow && filling < FILLING_MAX && place.len() < ITEMS_MAX {
+                    let item = self.one_more(state, chunk, &c, &j, &sets, placer);
+                    filling += usize::from(item.is_some());
+                    place.extend(item);
+                }
+            }
+            if prune.len() >= ITEMS_MAX {
+                break;
+            }
+        }
+        let epoch = row.epoch;
+        if !prune.is_empty() {
+            self.propose_own(OwnKey::Branch(branch), Op::Prune { branch, epoch, items: prune });
+        } else if !place.is_empty() {
+            self.propose_own(OwnKey::Branch(branch), Op::Place { branch, epoch, items: place });
+        }
+    }
+
+    #[expect(clippy::unused_self, reason = "reads as the planner's step")]
+    fn one_more(
+        &self,
+        state: &MetaState,
+        chunk: ChunkIndex,
+        c: &Configuration,
+        j: &Judged,
+        sets: &BTreeSet<Vec<NodeId>>,
+        placer: &mut Placer,
+    ) -> Option<PlaceItem> {
+        let all: Vec<DriveId> = c.members.iter().map(|m| m.place.drive).collect();
+        let (mut nodes, mut zones) = homes(state, &j.kept);
+        zones.retain(|z| !z.is_empty());
+        // Best on a node that holds none at all; else beside the one that is to go.
+        let (every, _) = homes(state, &all);
+        let drive = placer
+            .one_more_of(sets, &every, &zones)
+            .or_else(|| {
+                nodes.sort_unstable();
+                placer.one_more_of(sets, &nodes, &zones)
+            })
+            .filter(|d| !all.contains(d))?;
+        Some(PlaceItem { chunk, from: c.number, drive, replaces: j.victim })
+    }
+}
+
+/// Pages that may hold a chunk with something to do.
+fn interesting(state: &MetaState, branch: BranchId, outlook: &Outlook) -> Vec<u32> {
+    let Some(chunks) = state.chunks(branch) else { return Vec::new() };
+    let out: Vec<DriveId> = outlook
+        .out
+        .iter()
+        .copied()
+        .filter(|d| state.index.uses.get(d).is_some_and(|u| u.contains_key(&branch)))
+        .collect();
+    (0..chunks.pages())
+        .filter(|p| chunks.page_unwell(*p) > 0 || out.iter().any(|d| chunks.page_names(*p, *d)))
+        .collect()
+}
+
+/// What the planner thinks of one chunk.
+struct Judged {
+    /// A member that can be removed: as many others as there shall be are in-sync.
+    surplus: Option<DriveId>,
+    /// Fewer than `copies` members are in-sync or on the way to it, on drives that are not out.
+    missing: bool,
+    /// A member is being filled, or waits for its drive.
+    filling: bool,
+    can_grow: bool,
+    /// Members that stay.
+    kept: Vec<DriveId>,
+    /// The in-sync member that a new one would replace.
+    victim: Option<DriveId>,
+}
+
+impl Judged {
+    fn of(c: &Configuration, copies: u8, outlook: &Outlook) -> Judged {
+        let copies = usize::from(copies);
+        let is_out = |m: &Member| outlook.out.contains(&m.place.drive);
+        let stays = |m: &&Member| m.state != MemberState::Leaving && !is_out(m);
+        let kept: Vec<DriveId> = c.members.iter().filter(stays).map(|m| m.place.drive).collect();
+        let good = c.members.iter().filter(stays).filter(|m| m.state == MemberState::InSync).count();
+        let filling = c.members.iter().filter(stays).any(|m| m.state == MemberState::Stale);
+        // Who goes first: on drives that are out, those that leave, stale ones, the newest.
+        let rank = |m: &&Member| (is_out(m), m.state != MemberState::InSync, m.place.incarnation);
+        let surplus = (c.number.0 > 0 && good >= copies && c.members.len() > copies)
+            .then(|| c.members.iter().max_by_key(rank).map(|m| m.place.drive))
+            .flatten();
+        let victim =
+            c.members.iter().find(|m| is_out(m) && m.state == MemberState::InSync).map(|m| m.place.drive);
+        Judged {
+            surplus,
+            missing: c.number.0 > 0 && kept.len() < copies,
+            filling,
+            can_grow: c.members.len() < MEMBERS_MAX.min(copies + 2),
+            kept,
+            victim,
+        }
+    }
+}

@@ -1,0 +1,330 @@
+//! Why an operator's order is refused: what, which object, why, and what to do next.
+
+use crate::name::NameFault;
+use proto::{DriveId, Epoch, NodeId};
+use serde::{Deserialize, Serialize};
+
+/// Objects that can be missing, or there already.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub enum Noun {
+    Volume,
+    Node,
+    Drive,
+}
+impl Noun {
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Noun::Volume => "volume",
+            Noun::Node => "node",
+            Noun::Drive => "drive",
+        }
+    }
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum AdminRefusal {
+    // The cluster.
+    NoCluster,
+    ClusterExists {
+        name: String,
+    },
+    BadToken,
+    UnknownSetting {
+        key: String,
+        known: Vec<String>,
+    },
+    BadSetting {
+        key: String,
+        value: String,
+        low: String,
+        high: String,
+    },
+    // What was typed.
+    BadName {
+        name: String,
+        fault: NameFault,
+    },
+    BadSize {
+        size: u64,
+        nearest: u64,
+    },
+    BadChunkSize {
+        low: u64,
+        high: u64,
+    },
+    BadCopies {
+        copies: u8,
+        most: u8,
+    },
+    BadMinInSync {
+        min_in_sync: u8,
+        copies: u8,
+    },
+    // Objects.
+    NotFound {
+        noun: Noun,
+        name: String,
+    },
+    Exists {
+        noun: Noun,
+        name: String,
+    },
+    // Nodes and drives.
+    HoldsReplicas {
+        noun: Noun,
+        name: String,
+        replicas: u64,
+    },
+    NotDrained {
+        noun: Noun,
+        name: String,
+    },
+    HoldsSessions {
+        name: String,
+        sessions: u64,
+    },
+    NodeUp {
+        name: String,
+    },
+    OtherNode {
+        drive: DriveId,
+        node: NodeId,
+        name: String,
+    },
+    StrangerDrive {
+        drive: DriveId,
+    },
+    // Volumes.
+    Attached {
+        name: String,
+        node: NodeId,
+        node_name: String,
+        epoch: Epoch,
+    },
+    NotReady {
+        name: String,
+    },
+    Shrink {
+        name: String,
+        size: u64,
+        to: u64,
+    },
+    /// The volume changed between the look and the order.
+    Changed {
+        name: String,
+    },
+    /// Not so many failure domains with a drive that takes new replicas. `have`/`need` count nodes.
+    TooFewDomains {
+        need: u8,
+        have: u32,
+        nodes: u32,
+        full: u32,
+    },
+    /// A drive of the placement went away meanwhile; the order can be repeated.
+    PlacementOutdated,
+    /// The order may or may not have been carried out: the leader changed meanwhile.
+    OutcomeUnknown,
+}
+
+/// Exit codes of `blockctl` (operations.md).
+pub mod exit {
+    pub const FAILURE: u8 = 1;
+    pub const USAGE: u8 = 2;
+    pub const NOT_FOUND: u8 = 3;
+    pub const EXISTS: u8 = 4;
+    pub const STATE: u8 = 5;
+    pub const PERMISSION: u8 = 6;
+    pub const FULL: u8 = 7;
+    pub const PRECONDITION: u8 = 8;
+    pub const UNREACHABLE: u8 = 20;
+    pub const UNKNOWN_OUTCOME: u8 = 21;
+}
+
+impl AdminRefusal {
+    /// Stable number, shown as `E1203`.
+    #[must_use]
+    pub fn code(&self) -> u16 {
+        match self {
+            AdminRefusal::NoCluster => 1001,
+            AdminRefusal::ClusterExists { .. } => 1002,
+            AdminRefusal::BadToken => 1003,
+            AdminRefusal::UnknownSetting { .. } => 1004,
+            AdminRefusal::BadSetting { .. } => 1005,
+            AdminRefusal::BadName { .. } => 1006,
+            AdminRefusal::NotFound { .. } => 1007,
+            AdminRefusal::Exists { .. } => 1008,
+            AdminRefusal::OutcomeUnknown => 1009,
+            AdminRefusal::HoldsReplicas { .. } => 1101,
+            AdminRefusal::NotDrained { .. } => 1102,
+            AdminRefusal::HoldsSessions { .. } => 1103,
+            AdminRefusal::NodeUp { .. } => 1104,
+            AdminRefusal::OtherNode { .. } => 1105,
+            AdminRefusal::StrangerDrive { .. } => 1106,
+            AdminRefusal::BadSize { .. } => 1201,
+            AdminRefusal::BadChunkSize { .. } => 1202,
+            AdminRefusal::Attached { .. } => 1203,
+            AdminRefusal::NotReady { .. } => 1204,
+            AdminRefusal::Shrink { .. } => 1205,
+            AdminRefusal::Changed { .. } => 1206,
+            AdminRefusal::TooFewDomains { .. } => 1207,
+            AdminRefusal::PlacementOutdated => 1208,
+            AdminRefusal::BadCopies { .. } => 1209,
+            AdminRefusal::BadMinInSync { .. } => 1210,
+        }
+    }
+
+    #[must_use]
+    pub fn exit(&self) -> u8 {
+        match self {
+            AdminRefusal::UnknownSetting { .. }
+            | AdminRefusal::BadSetting { .. }
+            | AdminRefusal::BadName { .. }
+            | AdminRefusal::BadSize { .. }
+            | AdminRefusal::BadChunkSize { .. }
+            | AdminRefusal::BadCopies { .. }
+            | AdminRefusal::BadMinInSync { .. } => exit::USAGE,
+            AdminRefusal::NotFound { .. } => exit::NOT_FOUND,
+            AdminRefusal::ClusterExists { .. }
+            | AdminRefusal::Exists { .. }
+            | AdminRefusal::OtherNode { .. }
+            | AdminRefusal::Changed { .. } => exit::EXISTS,
+            AdminRefusal::HoldsReplicas { .. }
+            | AdminRefusal::NotDrained { .. }
+            | AdminRefusal::HoldsSessions { .. }
+            | AdminRefusal::NodeUp { .. }
+            | AdminRefusal::StrangerDrive { .. }
+            | AdminRefusal::Attached { .. }
+            | AdminRefusal::NotReady { .. }
+            | AdminRefusal::Shrink { .. } => exit::STATE,
+            AdminRefusal::BadToken => exit::PERMISSION,
+            AdminRefusal::NoCluster | AdminRefusal::TooFewDomains { .. } => exit::PRECONDITION,
+            AdminRefusal::PlacementOutdated => exit::FAILURE,
+            AdminRefusal::OutcomeUnknown => exit::UNKNOWN_OUTCOME,
+        }
+    }
+
+    /// First line: what is refused, and of which object.
+    #[must_use]
+    pub fn what(&self) -> String {
+        match self {
+            AdminRefusal::NoCluster => "there is no cluster yet".into(),
+            AdminRefusal::ClusterExists { name } => format!("the cluster \"{name}\" exists already"),
+            AdminRefusal::BadToken => "the join token is not this cluster's".into(),
+            AdminRefusal::UnknownSetting { key, .. } => format!("no setting \"{key}\""),
+            AdminRefusal::BadSetting { key, value, .. } => format!("{key} cannot be \"{value}\""),
+            AdminRefusal::BadName { name, .. } => format!("\"{name}\" cannot be a name"),
+            AdminRefusal::NotFound { noun, name } => format!("no {} \"{name}\"", noun.word()),
+            AdminRefusal::Exists { noun, name } => format!("{} \"{name}\" exists already", noun.word()),
+            AdminRefusal::OutcomeUnknown => "no answer: the order may have been carried out, or not".into(),
+            AdminRefusal::HoldsReplicas { noun, name, replicas } => {
+                format!("{} {name} still holds {replicas} replicas", noun.word())
+            }
+            AdminRefusal::NotDrained { noun, name } => format!("{} {name} is in use", noun.word()),
+            AdminRefusal::HoldsSessions { name, sessions } => {
+                format!("node {name} still holds {sessions} sessions")
+            }
+            AdminRefusal::NodeUp { name } => format!("node {name} is up"),
+            AdminRefusal::OtherNode { drive, name, .. } => format!("drive {drive} belongs to node {name}"),
+            AdminRefusal::StrangerDrive { drive } => format!("drive {drive} was rolled back or copied"),
+            AdminRefusal::BadSize { size, .. } => format!("{size} bytes cannot be a volume's size"),
+            AdminRefusal::BadChunkSize { .. } => "no such chunk size".into(),
+            AdminRefusal::Attached { name, node_name, epoch, .. } => {
+                format!("volume \"{name}\" is attached on {node_name} (epoch {})", epoch.0)
+            }
+            AdminRefusal::NotReady { name } => format!("volume \"{name}\" is still being made"),
+            AdminRefusal::Shrink { name, size, to } => {
+                format!("volume \"{name}\" has {size} bytes: it cannot get {to}")
+            }
+            AdminRefusal::Changed { name } => format!("volume \"{name}\" was changed meanwhile"),
+            AdminRefusal::TooFewDomains { need, have, .. } => {
+                format!("{need} copies need {need} nodes with a usable drive; there are {have}")
+            }
+            AdminRefusal::PlacementOutdated => "a drive of the placement went away meanwhile".into(),
+            AdminRefusal::BadCopies { copies, .. } => format!("a volume cannot have {copies} copies"),
+            AdminRefusal::BadMinInSync { min_in_sync, .. } => format!("min_in_sync cannot be {min_in_sync}"),
+        }
+    }
+
+    /// Second line: why.
+    #[must_use]
+    pub fn cause(&self) -> String {
+        match self {
+            AdminRefusal::NoCluster => "nodes, drives and volumes belong to a cluster".into(),
+            AdminRefusal::ClusterExists { .. } => "a cluster is made once".into(),
+            AdminRefusal::BadToken => "only the token that `cluster init` printed lets a node join".into(),
+            AdminRefusal::UnknownSetting { known, .. } => format!("known are {}", known.join(", ")),
+            AdminRefusal::BadSetting { low, high, .. } => format!("allowed is {low} to {high}"),
+            AdminRefusal::BadName { fault, .. } => fault.to_string(),
+            AdminRefusal::NotFound { .. } => "it never existed, was removed, or is spelled otherwise".into(),
+            AdminRefusal::Exists { .. } => "names are unique".into(),
+            AdminRefusal::OutcomeUnknown => "metad's leader changed while it was under way".into(),
+            AdminRefusal::HoldsReplicas { .. } => "removing it would lose redundancy".into(),
+            AdminRefusal::NotDrained { .. } => "it must be emptied first".into(),
+            AdminRefusal::HoldsSessions { .. } => "guests are attached there".into(),
+            AdminRefusal::NodeUp { .. } => "a node that runs would go on by itself".into(),
+            AdminRefusal::OtherNode { node, .. } => format!("it was added on {node}; a drive does not move"),
+            AdminRefusal::StrangerDrive { .. } => {
+                "its list of openings lacks the one confirmed last, so its contents are old".into()
+            }
+            AdminRefusal::BadSize { .. } => "sizes are multiples of 4 KiB from 1 MiB to 16 TiB".into(),
+            AdminRefusal::BadChunkSize { low, high } => format!("powers of two from {low} to {high} bytes"),
+            AdminRefusal::Attached { .. } => "a guest uses it".into(),
+            AdminRefusal::NotReady { .. } => "the records of its chunks are not all on the drives yet".into(),
+            AdminRefusal::Shrink { .. } => "volumes only grow".into(),
+            AdminRefusal::Changed { .. } => "somebody else gave another order".into(),
+            AdminRefusal::TooFewDomains { nodes, full, .. } => {
+                format!("of {nodes} nodes the others are down, drained or have no drive; full drives: {full}")
+            }
+            AdminRefusal::PlacementOutdated => {
+                "it failed or was removed between the plan and its commit".into()
+            }
+            AdminRefusal::BadCopies { most, .. } => format!("1 to {most} are possible"),
+            AdminRefusal::BadMinInSync { copies, .. } => format!("1 to {copies}, the number of copies"),
+        }
+    }
+
+    /// Third line: what to do.
+    #[must_use]
+    pub fn fix(&self) -> String {
+        match self {
+            AdminRefusal::NoCluster => "blockctl cluster init".into(),
+            AdminRefusal::ClusterExists { .. } => "blockctl cluster status".into(),
+            AdminRefusal::BadToken => {
+                "ask for the token on a node of the cluster: blockctl cluster status".into()
+            }
+            AdminRefusal::UnknownSetting { .. } => "blockctl cluster config get".into(),
+            AdminRefusal::BadSetting { key, low, .. } => format!("blockctl cluster config set {key}={low}"),
+            AdminRefusal::BadName { .. } => "use another name, for instance vol-1".into(),
+            AdminRefusal::NotFound { noun, .. } => format!("blockctl {} list", noun.word()),
+            AdminRefusal::Exists { noun, name } => format!("blockctl {} show {name}", noun.word()),
+            AdminRefusal::OutcomeUnknown => "look, and repeat the order if nothing happened".into(),
+            AdminRefusal::HoldsReplicas { noun: Noun::Node, name, .. }
+            | AdminRefusal::NotDrained { noun: Noun::Node, name } => format!("blockctl node drain {name}"),
+            AdminRefusal::HoldsReplicas { noun, name, .. } | AdminRefusal::NotDrained { noun, name } => {
+                format!("blockctl {} drain {name}", noun.word())
+            }
+            AdminRefusal::HoldsSessions { .. } => "move or stop the guests".into(),
+            AdminRefusal::NodeUp { .. } => "stop its blockd, then remove it".into(),
+            AdminRefusal::OtherNode { .. } => "put it back, or format it anew under --force".into(),
+            AdminRefusal::StrangerDrive { drive } => {
+                format!("blockctl drive drain {drive}, then format it anew")
+            }
+            AdminRefusal::BadSize { nearest, .. } => format!("the nearest is {nearest}"),
+            AdminRefusal::BadChunkSize { .. } => "leave it out: 256 MiB is right for most".into(),
+            AdminRefusal::Attached { node_name, .. } => {
+                format!("detach it on {node_name}, or use --force=REASON")
+            }
+            AdminRefusal::NotReady { name } => format!("blockctl volume wait {name} --state ready"),
+            AdminRefusal::Shrink { .. } => "make a smaller volume and copy".into(),
+            AdminRefusal::Changed { name } => format!("blockctl volume show {name}"),
+            AdminRefusal::TooFewDomains { have, .. } => match have {
+                0 => "add nodes and drives: blockctl drive add".into(),
+                n => format!("add nodes, or ask for fewer copies: --copies {n}"),
+            },
+            AdminRefusal::PlacementOutdated => "repeat the order".into(),
+            AdminRefusal::BadCopies { .. } => "--copies 3".into(),
+            AdminRefusal::BadMinInSync { .. } => "--min-in-sync 2".into(),
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! What blockctl shows: plain data, made by functions of the state and of what nodes last said.
+
+use crate::event::Severity;
+use crate::model::{Class, Phase};
+use proto::control::{SessionKind, SessionState};
+use proto::{BranchId, ClusterId, DriveId, Epoch, NodeId, VolumeId};
+use serde::{Deserialize, Serialize};
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+pub enum Health {
+    Ok,
+    Warn,
+    Err,
+}
+impl Health {
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Health::Ok => "HEALTH_OK",
+            Health::Warn => "HEALTH_WARN",
+            Health::Err => "HEALTH_ERR",
+        }
+    }
+}
+
+/// Something that is not well.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct HealthCheck {
+    pub health: Health,
+    /// Stable, like `NODE_DOWN`.
+    pub code: String,
+    pub text: String,
+    /// Unix ms, where known.
+    pub since_ms: Option<u64>,
+    /// What is being done about it.
+    pub action: String,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ClusterView {
+    pub id: ClusterId,
+    pub name: String,
+    pub health: Health,
+    pub checks: Vec<HealthCheck>,
+    /// All data survives, and can be written, when any one node is lost.
+    pub survives_one_node: bool,
+    pub nodes: u32,
+    pub nodes_up: u32,
+    pub drives: u32,
+    pub drives_up: u32,
+    pub volumes: u32,
+    pub volumes_unwell: u32,
+    /// Bytes of all drives.
+    pub capacity: u64,
+    pub used: u64,
+    /// Sum of the volumes' sizes.
+    pub provisioned: u64,
+    /// Resync under way: bytes left, bytes per second.
+    pub resync_left: u64,
+    pub resync_rate: u64,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct NodeView {
+    pub node: NodeId,
+    pub name: String,
+    pub zone: String,
+    pub address: String,
+    pub up: bool,
+    pub down_since_ms: Option<u64>,
+    pub draining: bool,
+    pub drives: Vec<DriveId>,
+    pub replicas: u64,
+    pub sessions: u32,
+    pub capacity: u64,
+    pub used: u64,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct DriveView {
+    pub drive: DriveId,
+    pub node: NodeId,
+    pub node_name: String,
+    pub path: String,
+    /// `up`, `down`, `draining`, `stranger`, `unconfirmed`.
+    pub state: String,
+    pub down_since_ms: Option<u64>,
+    pub capacity: u64,
+    pub used: u64,
+    pub replicas: u64,
+    pub volumes: u32,
+}
+
+/// Replicas of a volume that are not in-sync, by drive.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct FaultView {
+    pub drive: DriveId,
+    pub node: NodeId,
+    pub node_name: String,
+    pub chunks: u32,
+    pub why: String,
+    pub since_ms: Option<u64>,
+    /// What is being done.
+    pub action: String,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct SessionView {
+    pub node: NodeId,
+    pub node_name: String,
+    pub kind: SessionKind,
+    pub epoch: Epoch,
+    pub since_ms: u64,
+    pub node_up: bool,
+    /// From its heartbeat.
+    pub state: Option<SessionState>,
+    pub waiting: Option<String>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct VolumeView {
+    pub volume: VolumeId,
+    pub branch: BranchId,
+    pub name: String,
+    pub size: u64,
+    pub chunk_bytes: u64,
+    pub chunks: u32,
+    pub class: Class,
+    pub phase: Phase,
+    pub created_ms: u64,
+    /// `healthy`, `degraded`, `creating`, `growing`.
+    pub state: String,
+    pub unwell_chunks: u32,
+    /// Fewest in-sync replicas of any chunk.
+    pub least_in_sync: u8,
+    pub unwell_since_ms: Option<u64>,
+    pub faults: Vec<FaultView>,
+    pub session: Option<SessionView>,
+    /// Bytes to compare or move; moved by the attempts of this session; per second.
+    pub resync_left: u64,
+    pub resync_moved: u64,
+    pub resync_rate: u64,
+    /// Where the replicas are, with the number of chunks.
+    pub drives: Vec<(NodeId, DriveId, u32)>,
+}
+impl VolumeView {
+    /// Until full redundancy, seconds, if something moves.
+    #[must_use]
+    pub fn resync_seconds(&self) -> Option<u64> {
+        (self.resync_left > 0 && self.resync_rate > 0).then(|| self.resync_left.div_ceil(self.resync_rate))
+    }
+}
+
+/// One line of `volume list`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct VolumeLine {
+    pub volume: VolumeId,
+    pub branch: BranchId,
+    pub name: String,
+    pub size: u64,
+    pub copies: u8,
+    pub state: String,
+    pub unwell_chunks: u32,
+    pub attached: Option<NodeId>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct EventView {
+    pub number: u64,
+    pub at_ms: u64,
+    pub severity: Severity,
+    /// The kind's name, like `NodeDown`.
+    pub kind: String,
+    pub text: String,
+}
+
+/// What `volume wait --state` waits for.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub enum WaitFor {
+    /// Records are made: it can be attached.
+    Ready,
+    /// Every chunk has all copies in-sync.
+    Healthy,
+    Attached,
+    Detached,
+    Deleted,
+}
+impl WaitFor {
+    #[must_use]
+    pub fn parse(word: &str) -> Option<WaitFor> {
+        Some(match word {
+            "ready" => WaitFor::Ready,
+            "healthy" => WaitFor::Healthy,
+            "attached" => WaitFor::Attached,
+            "detached" => WaitFor::Detached,
+            "deleted" => WaitFor::Deleted,
+            _ => return None,
+        })
+    }
+}
