@@ -8,6 +8,8 @@ pub mod control;
 pub mod core;
 pub mod device;
 pub mod export;
+pub mod format;
+pub mod inspect;
 pub mod logging;
 pub mod mailbox;
 pub mod net;

@@ -1,5 +1,7 @@
 //! What lies on a drive already, so that nothing is formatted over by mistake.
 
+use proto::PageBuf;
+use proto::limits::BLOCK;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -32,6 +34,8 @@ const MAGICS: &[Magic] = &[
     magic("a FAT file system", 54, b"FAT1"),
     magic("a FAT file system", 82, b"FAT32"),
     magic("swap space", 4086, b"SWAPSPACE2"),
+    magic("a blockd drive", 0, b"BLOCKDSB"),
+    magic("a blockd drive", 16 * BLOCK, b"BLOCKDSB"),
     magic("an LVM physical volume", 0, b"LABELONE"),
     magic("an LVM physical volume", 512, b"LABELONE"),
     magic("an LVM physical volume", 1024, b"LABELONE"),
@@ -49,18 +53,18 @@ const MAGICS: &[Magic] = &[
     magic("an MBR partition table or boot sector", 510, &[0x55, 0xaa]),
 ];
 
-/// What is on the drive, in words; none if it looks empty.
+/// What is on the drive, in words; none if it looks empty. `size` in bytes, whole blocks.
 pub fn find(file: &File, size: u64) -> io::Result<Option<&'static str>> {
-    let mut head = vec![0; HEAD.min(usize::try_from(size).unwrap_or(HEAD))];
-    file.read_exact_at(&mut head, 0)?;
-    if let Some(name) = in_head(&head) {
+    // Whole, aligned pages: the file may be open by O_DIRECT.
+    let mut head = PageBuf::zeroed(HEAD.min(usize::try_from(size).unwrap_or(HEAD)) / BLOCK);
+    file.read_exact_at(head.bytes_mut(), 0)?;
+    if let Some(name) = in_head(head.bytes()) {
         return Ok(Some(name));
     }
-    let mut tail = [0; 8];
-    if size >= 1 << 20 {
-        file.read_exact_at(&mut tail, size - 512)?;
-    }
-    Ok((tail == *b"EFI PART").then_some("the backup of a GPT partition table"))
+    let mut tail = PageBuf::zeroed(1);
+    file.read_exact_at(tail.bytes_mut(), size - BLOCK as u64)?;
+    let backup = [BLOCK - 512, 0].iter().any(|at| tail.bytes()[*at..].starts_with(b"EFI PART"));
+    Ok(backup.then_some("the backup of a GPT partition table"))
 }
 
 fn in_head(head: &[u8]) -> Option<&'static str> {
