@@ -372,18 +372,18 @@ mod tests {
 
     #[test]
     fn a_chunk_of_a_new_volume_takes_few_bytes() {
-        let member = |k: u64, i: u64| Member {
+        let member = |k: u32, i: u64| Member {
             place: Place {
-                node: NodeId(k as u32 + 1),
-                drive: DriveId(u64::MAX - k),
+                node: NodeId(k + 1),
+                drive: DriveId(u64::MAX - u64::from(k)),
                 incarnation: Incarnation(i),
             },
             state: MemberState::InSync,
         };
-        let all: Vec<Configuration> = (0..64u64)
+        let all: Vec<Configuration> = (0..64u32)
             .map(|c| Configuration {
                 number: ConfigNumber(1),
-                members: (0..3).map(|k| member((c + k) % 7, 48_000_000 + c * 3 + k)).collect(),
+                members: (0..3).map(|k| member((c + k) % 7, 48_000_000 + u64::from(c * 3 + k))).collect(),
             })
             .collect();
         let bytes = encode(&all).len();

@@ -56,6 +56,39 @@ pub enum EventKind {
 }
 
 impl EventKind {
+    /// The kind, for filters.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            EventKind::ClusterCreated { .. } => "ClusterCreated",
+            EventKind::SettingChanged { .. } => "SettingChanged",
+            EventKind::NodeAdded { .. } => "NodeAdded",
+            EventKind::NodeRemoved { .. } => "NodeRemoved",
+            EventKind::NodeDown { .. } => "NodeDown",
+            EventKind::NodeUp { .. } => "NodeUp",
+            EventKind::NodeDrain { .. } => "NodeDrain",
+            EventKind::DriveAdded { .. } => "DriveAdded",
+            EventKind::DriveDown { .. } => "DriveDown",
+            EventKind::DriveUp { .. } => "DriveUp",
+            EventKind::DriveStranger { .. } => "DriveStranger",
+            EventKind::DriveRetired { .. } => "DriveRetired",
+            EventKind::DriveRemoved { .. } => "DriveRemoved",
+            EventKind::VolumeCreated { .. } => "VolumeCreated",
+            EventKind::VolumeReady { .. } => "VolumeReady",
+            EventKind::VolumeDeleted { .. } => "VolumeDeleted",
+            EventKind::VolumeRenamed { .. } => "VolumeRenamed",
+            EventKind::VolumeResized { .. } => "VolumeResized",
+            EventKind::VolumeClass { .. } => "VolumeClass",
+            EventKind::Attached { .. } => "Attached",
+            EventKind::Detached { .. } => "Detached",
+            EventKind::Released { .. } => "Released",
+            EventKind::Stale { .. } => "Stale",
+            EventKind::InSync { .. } => "InSync",
+            EventKind::PlacedAround { .. } => "PlacedAround",
+            EventKind::Replacing { .. } => "Replacing",
+        }
+    }
+
     #[must_use]
     pub fn severity(&self) -> Severity {
         match self {
@@ -75,7 +108,6 @@ impl EventKind {
 }
 
 impl fmt::Display for EventKind {
-    #[expect(clippy::too_many_lines, reason = "one line per event")]
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             EventKind::ClusterCreated { name } => write!(f, "cluster {name} made"),

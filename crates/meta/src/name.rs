@@ -55,7 +55,7 @@ pub fn nearest_size(size: u64) -> u64 {
 /// # Errors
 /// Names the nearest possible size.
 pub fn check_size(size: u64) -> Result<(), AdminRefusal> {
-    if size % VOLUME_SIZE_STEP == 0 && (VOLUME_SIZE_MIN..=VOLUME_SIZE_MAX).contains(&size) {
+    if size.is_multiple_of(VOLUME_SIZE_STEP) && (VOLUME_SIZE_MIN..=VOLUME_SIZE_MAX).contains(&size) {
         return Ok(());
     }
     Err(AdminRefusal::BadSize { size, nearest: nearest_size(size) })

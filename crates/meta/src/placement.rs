@@ -106,7 +106,7 @@ impl Placer {
             sets.iter_mut().for_each(|s| s.sort_by_key(|n| (*n != p, *n)));
         }
         let groups = self.groups(&sets);
-        let mut heap: BinaryHeap<(u64, std::cmp::Reverse<u16>)> =
+        let mut heap: BinaryHeap<((u64, u64), std::cmp::Reverse<u16>)> =
             groups.iter().zip(0u16..).map(|(g, i)| (self.group_score(g), std::cmp::Reverse(i))).collect();
         let mut plan = Plan::default();
         let mut numbers: BTreeMap<u16, u16> = BTreeMap::new();
@@ -147,8 +147,10 @@ impl Placer {
         groups
     }
 
-    fn group_score(&self, group: &[usize]) -> u64 {
-        group.iter().map(|c| self.candidates[*c].score()).min().unwrap_or(0)
+    /// The fullest drive's score, then all together. Both only fall while a plan is made.
+    fn group_score(&self, group: &[usize]) -> (u64, u64) {
+        let scores = || group.iter().map(|c| self.candidates[*c].score());
+        (scores().min().unwrap_or(0), scores().fold(0, u64::saturating_add))
     }
 
     /// A drive for one more replica of a chunk whose other replicas lie on these nodes: apart from them

@@ -121,7 +121,6 @@ pub(crate) enum OwnKey {
     Node(NodeId),
     Drive(proto::DriveId),
     Branch(proto::BranchId),
-    Deleted(proto::DriveId),
 }
 
 impl Default for Service {

@@ -119,7 +119,7 @@ fn parse_ms(text: &str) -> Option<u64> {
 #[must_use]
 pub fn show_ms(ms: u64) -> String {
     let units = [("d", MS_PER_DAY), ("h", 3_600_000), ("min", 60_000), ("s", 1_000)];
-    match units.iter().find(|u| ms >= u.1 && ms % u.1 == 0) {
+    match units.iter().find(|u| ms >= u.1 && ms.is_multiple_of(u.1)) {
         Some((name, unit)) => format!("{} {name}", ms / unit),
         None => format!("{ms} ms"),
     }

@@ -227,10 +227,12 @@ impl MetaState {
     }
 
     fn derive(&mut self) -> Result<(), LoadError> {
-        let mut i = Index::default();
-        i.names = self.volumes.iter().map(|(v, r)| (r.name.clone(), *v)).collect();
-        i.node_names = self.nodes.iter().map(|(n, r)| (r.name.clone(), *n)).collect();
-        i.kept = self.kept.iter().map(|(r, k)| (k.number, *r)).collect();
+        let mut i = Index {
+            names: self.volumes.iter().map(|(v, r)| (r.name.clone(), *v)).collect(),
+            node_names: self.nodes.iter().map(|(n, r)| (r.name.clone(), *n)).collect(),
+            kept: self.kept.iter().map(|(r, k)| (k.number, *r)).collect(),
+            ..Index::default()
+        };
         for (id, b) in &self.branches {
             let chunks = self.chunks.get(id).ok_or(LoadError::Torn("a branch without chunks"))?;
             if chunks.count() != b.geometry.chunks() || !self.volumes.contains_key(&b.volume) {
