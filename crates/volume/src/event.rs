@@ -75,9 +75,16 @@ pub enum CloseReason {
     Fenced,
     /// `Close` could not be finished in time; nothing acknowledged is lost, the next opening reconciles.
     GivenUp,
+    /// Every connected member of some chunk is in doubt (5.6): attach again, under a new epoch. What a running
+    /// guest believes written may be gone: it gets errors.
+    Doubt,
 }
 
 #[derive(Clone, Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "almost all are frames; a box would be an allocation per write"
+)]
 pub enum Effect {
     /// To a node's replica side (the own node's too); dropped if there is no connection.
     Send {

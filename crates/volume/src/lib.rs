@@ -4,8 +4,32 @@
 //! tickets come out. A maintenance session is the same code without a guest.
 #![forbid(unsafe_code)]
 
+mod acks;
+mod bugs;
+mod close;
+mod create;
+mod credits;
 pub mod event;
+mod fail;
+mod fanout;
+mod flush;
+mod geometry;
+mod links;
+mod members;
+mod opening;
+mod ops;
+mod ordering;
+mod propose;
+mod reads;
+mod reconcile;
+mod repair;
 pub mod request;
+mod resync;
+mod session;
+mod status;
+mod verify;
 
-pub use event::{CloseReason, Effect, Event, Leases};
+pub use bugs::Bugs;
+pub use event::{CloseReason, Effect, Event, Leases, Notice, WaitReason};
 pub use request::{GuestData, GuestError, GuestOp, GuestReply, GuestRequest, ReadPiece};
+pub use session::Session;

@@ -1,0 +1,42 @@
+//! Seeded bugs: each leaves out one rule, so that the simulator can show that it would be found.
+
+/// All off by default; switched on by `Session::set_bugs` (feature `bugs`) only.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Bugs {
+    /// Goes on without a member before metad has committed it stale.
+    pub forget_stale: bool,
+    /// Proposes a resync target before its acknowledgement is required.
+    pub promote_early: bool,
+    /// Takes a refused or lost answer to a proposal for "nothing changed".
+    pub take_error_as_unchanged: bool,
+    /// Drops a silent member although the fault may be its own.
+    pub drop_without_evidence: bool,
+    /// Lists the source before the older writes are acknowledged.
+    pub list_early: bool,
+    /// Flushes do not wait for the replica that is being promoted.
+    pub flush_misses_target: bool,
+    /// Reconciles from the lowest version, in doubt or not.
+    pub reconcile_lowest: bool,
+    /// Serves before what was rewritten is flushed.
+    pub serve_before_flush: bool,
+    /// Serves a read that overlapped an unacknowledged write.
+    pub read_unacknowledged: bool,
+    /// Overlapping writes are in flight together.
+    pub no_hold_back: bool,
+    /// Answers reads without looking at leases.
+    pub no_lease_check: bool,
+}
+
+/// The switch: a constant false without the feature.
+#[derive(Clone, Copy, Default, Debug)]
+pub(crate) struct Seeded(Bugs);
+
+impl Seeded {
+    #[cfg(feature = "bugs")]
+    pub(crate) fn new(bugs: Bugs) -> Seeded {
+        Seeded(bugs)
+    }
+    pub(crate) fn has(self, bug: impl Fn(&Bugs) -> bool) -> bool {
+        cfg!(feature = "bugs") && bug(&self.0)
+    }
+}

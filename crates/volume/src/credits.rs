@@ -1,0 +1,140 @@
+//! Space (section 4): a write that may need a new extent carries a credit of each drive; without credits the
+//! session asks about that very range, and answers ENOSPC before anything is sent.
+
+use crate::members::{Mask, bit, slots};
+use crate::request::GuestError;
+use crate::session::{Session, What};
+use proto::Span;
+use proto::message::Request;
+
+/// Credits asked for at a time, and when more are asked for.
+const CREDITS: u32 = 256;
+const CREDITS_LOW: u32 = 64;
+/// A drive that had no space is not asked for stock again before this.
+const FULL_FOR: Span = Span::secs(1);
+
+impl Session {
+    /// Credits for one write of a chunk, from each of its drives. None: the operation waits, or has failed.
+    pub(crate) fn take_credits(&mut self, id: usize, chunk: u32) -> Option<Mask> {
+        let c = &self.chunks[chunk as usize];
+        let (required, fanout) = (c.required, c.fanout);
+        let probed = self.ops[id].probed;
+        let mut got = self.ops[id].credits;
+        let mut missing = 0;
+        for slot in slots(fanout & !got) {
+            let drive = self.chunks[chunk as usize].slots[slot].drive;
+            let d = &mut self.drives[drive];
+            if d.credits > 0 {
+                d.credits -= 1;
+                got |= bit(slot);
+            } else if required & bit(slot) != 0 {
+                missing |= bit(slot);
+            }
+            if self.drives[drive].credits < CREDITS_LOW {
+                self.ask_credits(drive);
+            }
+        }
+        self.ops[id].credits = got;
+        if missing == 0 || probed {
+            return Some(got);
+        }
+        let waits =
+            slots(missing).any(|s| self.drives[self.chunks[chunk as usize].slots[s].drive].credit_asked);
+        if waits {
+            self.credit_waits.push_back(id);
+        } else {
+            self.probe(id, chunk, missing);
+        }
+        None
+    }
+
+    fn ask_credits(&mut self, drive: usize) {
+        let d = &self.drives[drive];
+        if d.credit_asked || self.now < d.full_until || !self.linked(drive) {
+            return;
+        }
+        self.drives[drive].credit_asked = true;
+        let token = self.ask(drive, What::Credit { probe: None });
+        self.send_drive(drive, token, Request::Credit { want: CREDITS, probe: None });
+    }
+
+    /// No stock: may these very blocks be written?
+    fn probe(&mut self, id: usize, chunk: u32, missing: Mask) {
+        let range = self.ops[id].piece.range;
+        self.ops[id].no_space = false;
+        let mut asked = 0;
+        for slot in slots(missing) {
+            let drive = self.chunks[chunk as usize].slots[slot].drive;
+            if !self.linked(drive) {
+                continue;
+            }
+            asked += 1;
+            let token = self.ask(drive, What::Credit { probe: Some(id) });
+            self.send_slot(chunk, slot, token, Request::Credit { want: 1, probe: Some(range) });
+        }
+        self.ops[id].outstanding = asked;
+        if asked == 0 {
+            self.credit_waits.push_back(id);
+        }
+    }
+
+    pub(crate) fn credit_answered(
+        &mut self,
+        drive: usize,
+        probe: Option<usize>,
+        granted: u32,
+        allocated: bool,
+    ) {
+        let Some(id) = probe else {
+            let d = &mut self.drives[drive];
+            d.credit_asked = false;
+            d.credits += granted;
+            if granted == 0 {
+                d.full_until = self.now + FULL_FOR;
+            }
+            return self.retry_credits();
+        };
+        let chunk = self.ops[id].piece.chunk;
+        match self.chunks[chunk as usize].slot_of(drive) {
+            Some(slot) if granted > 0 => self.ops[id].credits |= bit(slot),
+            _ if allocated => {}
+            _ => self.ops[id].no_space = true,
+        }
+        self.drives[drive].credits += granted.saturating_sub(1);
+        self.probe_answered(id);
+    }
+
+    /// An answer to a probe has come, or never will on this connection.
+    pub(crate) fn probe_answered(&mut self, id: usize) {
+        let op = &mut self.ops[id];
+        op.outstanding -= 1;
+        if op.outstanding > 0 {
+            return;
+        }
+        if std::mem::take(&mut op.lost) {
+            self.credit_waits.push_back(id);
+            self.dirty = true;
+        } else if op.no_space {
+            self.return_credits(id);
+            self.end_op(id, Err(GuestError::NoSpace));
+        } else {
+            self.ops[id].probed = true;
+            self.send_op(id);
+        }
+    }
+
+    fn return_credits(&mut self, id: usize) {
+        let (chunk, credits) = (self.ops[id].piece.chunk, self.ops[id].credits);
+        for slot in slots(credits) {
+            let drive = self.chunks[chunk as usize].slots[slot].drive;
+            self.drives[drive].credits += 1;
+        }
+    }
+
+    /// Writes that waited for an answer about credits.
+    pub(crate) fn retry_credits(&mut self) {
+        for id in std::mem::take(&mut self.credit_waits) {
+            self.send_op(id);
+        }
+    }
+}

@@ -1,0 +1,208 @@
+//! Reconciliation (5.4): every range reported above committed (above D, if any replica is in doubt) is written
+//! anew, block by block from a replica not in doubt that has it, else from one that is, the highest version first.
+
+use crate::members::{Mask, bit, slots};
+use crate::session::{Phase, Session, What};
+use proto::limits::{BLOCK, BLOCKS_PER_EXTENT};
+use proto::message::{BlockState, Request, Run, View};
+use proto::record::Sum;
+use proto::{BlockRange, Map, Marks, PageBuf, Payload, Version};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// (chunk, extent).
+pub(crate) type Key = (u32, u32);
+
+/// Extents rewritten at once.
+const PARALLEL: usize = 32;
+const BLOCKS: usize = BLOCKS_PER_EXTENT as usize;
+
+/// An extent that is being read from its replicas.
+#[derive(Debug)]
+struct Rewrite {
+    tried: Mask,
+    blocks: [Option<Found>; BLOCKS],
+}
+
+/// What a replica has in a block. Absent and bad ones are not found.
+#[derive(Clone, Debug)]
+enum Found {
+    Zero,
+    Data(Payload),
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Rewrites {
+    todo: BTreeSet<Key>,
+    active: BTreeMap<Key, Rewrite>,
+    /// Version of an extent as a slot reported it.
+    versions: Map<(Key, usize), Version>,
+    pub count: u64,
+}
+
+impl Rewrites {
+    /// The link broke under its read.
+    pub fn again(&mut self, key: Key) {
+        if self.active.remove(&key).is_some() {
+            self.todo.insert(key);
+        }
+    }
+}
+
+impl Session {
+    /// Committed is the highest mark reported, D the least durable one.
+    pub(crate) fn begin_reconciliation(&mut self) {
+        let reports: Vec<usize> = (0..self.drives.len())
+            .filter(|&d| self.drives[d].required > 0 && self.drives[d].report.is_some())
+            .collect();
+        let marks = |d: &usize| self.drives[*d].report.as_ref().map_or(Marks::default(), |r| r.marks);
+        let committed = reports.iter().map(|d| marks(d).committed).max().unwrap_or(Version::ZERO);
+        let durable = reports.iter().map(|d| marks(d).durable).min().unwrap_or(Version::ZERO);
+        let doubt = reports.iter().any(|&d| self.drives[d].doubt);
+        let above = if doubt { durable } else { committed };
+        self.said.raise(Marks { committed, durable });
+        self.rewrites = Rewrites::default();
+        for d in &mut self.drives {
+            d.flushed = Version::ZERO;
+        }
+        // a clean detach leaves nothing to reconcile
+        let reports = if self.attached.clean { vec![] } else { reports };
+        for d in reports {
+            let report = self.drives[d].report.clone().expect("filtered above");
+            for e in report.extents {
+                let Some(c) = self.chunks.get(e.chunk.0 as usize) else { continue };
+                let Some(slot) = c.slot_of(d).filter(|&s| c.required & bit(s) != 0) else { continue };
+                let key = (e.chunk.0, e.extent);
+                let newest = self.rewrites.versions.entry((key, slot)).or_default();
+                *newest = e.version.max(*newest);
+                // what is sealed is identical already
+                if e.version > above && e.generation == self.generation {
+                    self.rewrites.todo.insert(key);
+                }
+            }
+        }
+        self.enter(Phase::Rewriting);
+    }
+
+    pub(crate) fn push_rewrites(&mut self) {
+        for key in self.rewrites.todo.clone() {
+            if self.rewrites.active.len() >= PARALLEL || self.window.len() >= PARALLEL * BLOCKS {
+                break;
+            }
+            self.rewrites.todo.remove(&key);
+            self.rewrites.active.insert(key, Rewrite { tried: 0, blocks: [const { None }; BLOCKS] });
+            self.rewrite_next(key);
+        }
+        if self.rewrites.todo.is_empty()
+            && self.rewrites.active.is_empty()
+            && self.window.iter().all(|(_, w)| w.done)
+        {
+            self.rewritten();
+        }
+    }
+
+    /// The replica to read an extent from next: not in doubt before in doubt, the highest version first.
+    fn rewrite_source(&self, key: Key, tried: Mask) -> Option<usize> {
+        let c = &self.chunks[key.0 as usize];
+        let lowest = self.bugs.has(|b| b.reconcile_lowest);
+        let version = |s: usize| self.rewrites.versions.get(&(key, s)).copied().unwrap_or(Version::ZERO);
+        let candidates = slots(c.required & !tried);
+        if lowest {
+            candidates.min_by_key(|&s| version(s))
+        } else {
+            candidates.max_by_key(|&s| (!self.drives[c.slots[s].drive].doubt, version(s)))
+        }
+    }
+
+    fn rewrite_next(&mut self, key: Key) {
+        let Some(r) = self.rewrites.active.get(&key) else { return };
+        let full = r.blocks.iter().all(Option::is_some);
+        let source = if full { None } else { self.rewrite_source(key, r.tried) };
+        let Some(slot) = source else { return self.rewrite(key) };
+        let drive = self.chunks[key.0 as usize].slots[slot].drive;
+        if !self.linked(drive) {
+            return self.rewrites.again(key);
+        }
+        let token = self.ask(drive, What::Rewrite { key, slot });
+        let range = BlockRange::new(key.1 * BLOCKS_PER_EXTENT, BLOCKS_PER_EXTENT);
+        let request = Request::Read { view: View::Head, range, media: false, source_process: None };
+        self.send_slot(key.0, slot, token, request);
+    }
+
+    pub(crate) fn rewrite_read(
+        &mut self,
+        key: Key,
+        slot: usize,
+        runs: &[Run],
+        sums: &[Sum],
+        payload: &Payload,
+    ) {
+        let Some(r) = self.rewrites.active.get_mut(&key) else { return };
+        r.tried |= bit(slot);
+        let data: usize = runs.iter().filter(|x| x.state == BlockState::Data).map(|x| x.count as usize).sum();
+        let fits = runs.iter().map(|x| x.count).sum::<u32>() == BLOCKS_PER_EXTENT
+            && data == payload.blocks()
+            && data == sums.len();
+        let (mut at, mut block) = (0, 0);
+        for run in runs.iter().filter(|_| fits) {
+            for _ in 0..run.count {
+                let found = match run.state {
+                    BlockState::Data => {
+                        at += 1;
+                        let sound = Sum::of(payload.block(at - 1)) == sums[at - 1];
+                        sound.then(|| Found::Data(payload.slice(at - 1, 1)))
+                    }
+                    BlockState::Zero => Some(Found::Zero),
+                    // absent is never written; for a bad one the next replica is asked
+                    BlockState::Absent | BlockState::Bad => None,
+                };
+                if r.blocks[block].is_none() {
+                    r.blocks[block] = found;
+                }
+                block += 1;
+            }
+        }
+        self.rewrite_next(key);
+        self.dirty = true;
+    }
+
+    pub(crate) fn rewrite_refused(&mut self, key: Key, slot: usize) {
+        // the drive's own fault, or the replica's: it is dropped, or serves again; both are seen elsewhere
+        let drive = self.chunks[key.0 as usize].slots[slot].drive;
+        if self.linked(drive) {
+            self.lacks(key.0, slot);
+        }
+        self.rewrites.again(key);
+    }
+
+    fn rewrite(&mut self, key: Key) {
+        let Some(r) = self.rewrites.active.remove(&key) else { return };
+        let generation = self.generation;
+        let base = key.1 * BLOCKS_PER_EXTENT;
+        let mut i = 0;
+        while i < BLOCKS {
+            let Some(kind) = &r.blocks[i] else {
+                i += 1;
+                continue;
+            };
+            let zero = matches!(kind, Found::Zero);
+            let same = |b: &Option<Found>| b.as_ref().is_some_and(|f| matches!(f, Found::Zero) == zero);
+            let count = r.blocks[i..].iter().take_while(|b| same(b)).count();
+            let first = base + u32::try_from(i).expect("16 blocks");
+            let range = BlockRange::new(first, u32::try_from(count).expect("16 blocks"));
+            let payload = (!zero).then(|| join(&r.blocks[i..i + count]));
+            self.send_write(None, key.0, range, payload, generation, 0);
+            i += count;
+        }
+        self.rewrites.count += 1;
+    }
+}
+
+fn join(blocks: &[Option<Found>]) -> Payload {
+    let mut buf = PageBuf::zeroed(blocks.len());
+    for (i, b) in blocks.iter().enumerate() {
+        if let Some(Found::Data(p)) = b {
+            buf.bytes_mut()[i * BLOCK..(i + 1) * BLOCK].copy_from_slice(p.bytes());
+        }
+    }
+    buf.freeze()
+}
