@@ -197,7 +197,7 @@ impl Service {
         for (branch, epoch) in &named {
             let current = state.branches().get(branch).map(|b| b.epoch);
             if current != Some(*epoch) {
-                let epoch = current.unwrap_or(*epoch);
+                let epoch = current.unwrap_or_else(|| epoch.next().unwrap_or(*epoch));
                 self.push(node, WatchUpdate::Fenced { branch: *branch, epoch });
             }
         }

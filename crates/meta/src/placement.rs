@@ -154,18 +154,13 @@ impl Placer {
     }
 
     /// A drive for one more replica of a chunk whose other replicas lie on these nodes: apart from them
-    /// all, and from their zones if that can be; with them one of the sets, if that can be.
-    pub fn one_more(&mut self, copies: u8, others: &[NodeId], zones: &[String]) -> Option<DriveId> {
-        let sets = self.sets(copies);
-        self.one_more_of(&sets, others, zones)
-    }
-
-    /// The same with the sets at hand.
+    /// all, and from their zones if that can be; with them one of the sets, if that can be. Not one of `not`.
     pub fn one_more_of(
         &mut self,
         sets: &BTreeSet<Vec<NodeId>>,
         others: &[NodeId],
         zones: &[String],
+        not: &[DriveId],
     ) -> Option<DriveId> {
         let neighbours: BTreeSet<NodeId> = sets
             .iter()
@@ -173,17 +168,21 @@ impl Placer {
             .flatten()
             .copied()
             .collect();
-        let best = self.candidates.iter_mut().filter(|c| !others.contains(&c.node)).max_by_key(|c| {
-            let apart = c.zone.is_empty() || !zones.contains(&c.zone);
-            (apart, neighbours.contains(&c.node), c.score(), std::cmp::Reverse(c.drive))
-        })?;
+        let best = self
+            .candidates
+            .iter_mut()
+            .filter(|c| !others.contains(&c.node) && !not.contains(&c.drive))
+            .max_by_key(|c| {
+                let apart = c.zone.is_empty() || !zones.contains(&c.zone);
+                (apart, neighbours.contains(&c.node), c.score(), std::cmp::Reverse(c.drive))
+            })?;
         best.load += 1;
         Some(best.drive)
     }
 
-    #[must_use]
-    pub fn node_count(&self) -> usize {
-        self.nodes.len()
+    /// True if a drive on another node is to be had.
+    pub fn has_room(&self, others: &[NodeId], usable: impl Fn(DriveId) -> bool) -> bool {
+        self.candidates.iter().any(|c| !others.contains(&c.node) && usable(c.drive))
     }
 }
 
@@ -261,13 +260,17 @@ mod tests {
         let sets = Placer::new(all.clone()).sets(3);
         for set in &sets {
             let mut placer = Placer::new(all.clone());
-            let drive = placer.one_more(3, &set[..2], &[]).unwrap();
+            let drive = placer.one_more_of(&sets, &set[..2], &[], &[]).unwrap();
             let mut now = vec![set[0], set[1], node_of(&all, drive)];
             now.sort_unstable();
             assert!(sets.contains(&now), "{now:?}");
         }
         let mut three = Placer::new(cluster(3));
-        assert_eq!(three.one_more(3, &[NodeId(1), NodeId(2), NodeId(3)], &[]), None);
+        let sets = three.sets(3);
+        let all = [NodeId(1), NodeId(2), NodeId(3)];
+        assert_eq!(three.one_more_of(&sets, &all, &[], &[]), None);
+        assert_eq!(three.one_more_of(&sets, &all[..2], &[], &[DriveId(3)]), None, "not that drive again");
+        assert!(!three.has_room(&all, |_| true) && three.has_room(&all[..2], |_| true));
     }
 
     proptest! {

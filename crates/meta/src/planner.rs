@@ -24,6 +24,8 @@ use std::collections::{BTreeMap, BTreeSet};
 const ROUND: Span = Span::secs(1);
 /// A branch is looked at no more often than this.
 const LOOK_AGAIN: Span = Span::millis(250);
+/// Nor is the queue.
+const LOOK_EVERY: Span = Span::millis(50);
 /// An appointed node that has not attached by then is given up for another.
 const APPOINTED_WAIT: Span = Span::secs(10);
 /// A guest whose node is gone may come back before a maintenance session takes its volume.
@@ -45,7 +47,9 @@ pub(crate) struct Planner {
     queue: BTreeSet<BranchId>,
     /// Where the round goes on.
     cursor: BranchId,
+    /// When the round over everything is due, and when the queue is.
     next_round: Time,
+    next_look: Time,
     looked: BTreeMap<BranchId, Time>,
     /// Appointments as this leader saw them begin.
     appointed: BTreeMap<BranchId, (NodeId, Time)>,
@@ -58,10 +62,11 @@ impl Planner {
     pub(crate) fn want_session(&mut self, branch: BranchId, now: Time) {
         self.wanted.insert(branch, now);
         self.queue.insert(branch);
-        self.next_round = now;
+        self.next_look = now;
     }
     pub(crate) fn next_wake(&self) -> Time {
-        self.next_round
+        let look = if self.queue.is_empty() { Time::FAR } else { self.next_look };
+        self.next_round.min(look)
     }
 }
 
@@ -89,60 +94,56 @@ impl Service {
 
     pub(crate) fn maintain_planner(&mut self, state: &MetaState) {
         self.notice_changes(state);
-        if self.now < self.planner.next_round {
+        if self.now < self.planner.next_wake() {
             return;
         }
         let outlook = self.outlook(state);
-        self.fill_queue(state, &outlook);
+        if self.now >= self.planner.next_round {
+            self.fill_queue(state, &outlook);
+            self.planner.next_round = if self.is_busy(state) { self.now + ROUND } else { Time::FAR };
+        }
         let mut placer = Placer::new(self.candidates(state));
-        let queue: Vec<BranchId> = self.planner.queue.iter().copied().take(BRANCHES_MAX).collect();
+        let queue: Vec<BranchId> = self.planner.queue.iter().copied().collect();
+        let mut looked = 0;
         for branch in queue {
-            let looked = self.planner.looked.get(&branch).copied();
-            let waits = looked.is_some_and(|t| self.now < t + LOOK_AGAIN);
-            if waits || self.is_under_way(OwnKey::Branch(branch)) {
+            let before = self.planner.looked.get(&branch).copied();
+            let waits = before.is_some_and(|t| self.now < t + LOOK_AGAIN);
+            if waits || looked == BRANCHES_MAX || self.is_under_way(OwnKey::Branch(branch)) {
                 continue;
             }
+            looked += 1;
             self.planner.queue.remove(&branch);
             self.planner.looked.insert(branch, self.now);
             self.look_at(state, branch, &outlook, &mut placer);
         }
-        self.schedule(state);
+        self.planner.next_look = self.now + LOOK_EVERY;
+        self.forget(state);
     }
 
     fn notice_changes(&mut self, state: &MetaState) {
-        if !self.planner.started {
-            self.planner.started = true;
-            self.planner.seen = state.applied();
-            self.planner.queue.extend(&state.index.unwell);
-            self.planner.queue.extend(state.index.appointed.values().flatten());
-            self.planner.next_round = self.now;
-        }
-        if self.planner.seen == state.applied() {
+        let first = !std::mem::replace(&mut self.planner.started, true);
+        if !first && self.planner.seen == state.applied() {
             return;
         }
-        let mut due = self.now;
-        match state.touched_after(self.planner.seen) {
+        let seen = std::mem::replace(&mut self.planner.seen, state.applied());
+        match state.touched_after(seen).filter(|_| !first) {
             None => {
                 self.planner.queue.extend(&state.index.unwell);
                 self.planner.queue.extend(state.index.appointed.values().flatten());
+                self.planner.next_round = self.now;
             }
             Some(touches) => {
-                let mut any = false;
                 for touch in touches {
                     match touch {
-                        Touch::Branch(b) => any |= self.planner.queue.insert(*b),
-                        Touch::Nodes | Touch::Settings => any = true,
+                        Touch::Branch(b) => drop(self.planner.queue.insert(*b)),
+                        Touch::Nodes | Touch::Settings => {
+                            self.planner.next_round = self.planner.next_round.min(self.now + LOOK_AGAIN);
+                        }
                         _ => {}
                     }
                 }
-                if !any {
-                    due = Time::FAR;
-                }
             }
         }
-        self.planner.seen = state.applied();
-        // At once if the last round is a while ago, so that a new volume is not kept waiting.
-        self.planner.next_round = self.planner.next_round.min(due);
     }
 
     /// The round: branches that are not well or appointed, and those on drives that are out.
@@ -168,20 +169,22 @@ impl Service {
         self.planner.queue.extend(next);
     }
 
-    fn schedule(&mut self, state: &MetaState) {
-        let now = self.now;
-        self.planner.wanted.retain(|_, t| now.since(*t) < WANTED);
-        self.planner.appointed.retain(|b, _| state.branches().contains_key(b));
-        self.planner.guest_gone.retain(|b, _| state.branches().contains_key(b));
-        self.planner.looked.retain(|_, t| now < *t + LOOK_AGAIN);
-        let busy = !self.planner.wanted.is_empty()
+    /// Something may become due by the mere passing of time.
+    fn is_busy(&self, state: &MetaState) -> bool {
+        !self.planner.wanted.is_empty()
             || !state.index.unwell.is_empty()
             || !state.index.appointed.is_empty()
-            || state.drives().keys().any(|d| state.drive_down(*d))
             || state.nodes().values().any(|n| n.down.is_some() || n.drain)
-            || state.drives().values().any(|d| d.retired);
-        let soon = if self.planner.queue.is_empty() { ROUND } else { LOOK_AGAIN };
-        self.planner.next_round = if busy || !self.planner.queue.is_empty() { now + soon } else { Time::FAR };
+            || state.drives().values().any(|d| d.down.is_some() || d.stranger || d.retired)
+    }
+
+    fn forget(&mut self, state: &MetaState) {
+        let now = self.now;
+        let known = |b: &BranchId| state.branches().contains_key(b);
+        self.planner.wanted.retain(|b, t| known(b) && now.since(*t) < WANTED);
+        self.planner.appointed.retain(|b, _| known(b));
+        self.planner.guest_gone.retain(|b, _| known(b));
+        self.planner.looked.retain(|_, t| now < *t + LOOK_AGAIN);
     }
 
     fn look_at(&mut self, state: &MetaState, branch: BranchId, outlook: &Outlook, placer: &mut Placer) {
@@ -233,12 +236,13 @@ impl Service {
             return true;
         }
         let Some(chunks) = state.chunks(branch) else { return false };
-        let room = placer.node_count() > 0;
         interesting(state, branch, outlook).into_iter().flat_map(|p| chunks.page(p)).any(|(_, c)| {
             let j = Judged::of(&c, row.class.copies, outlook);
             let fillable =
                 c.members.iter().any(|m| m.state == MemberState::Stale && !state.drive_down(m.place.drive));
-            fillable || j.surplus.is_some() || (j.missing && room && j.can_grow)
+            let (kept, _) = homes(state, &j.kept);
+            let room = || placer.has_room(&kept, |d| c.member(d).is_none());
+            fillable || j.surplus.is_some() || (j.missing && j.can_grow && room())
         })
     }
 
@@ -304,7 +308,7 @@ impl Service {
                 if let Some(drive) = j.surplus {
                     prune.push(PruneItem { chunk, from: c.number, drive });
                 } else if j.missing && j.can_grow && filling < FILLING_MAX && place.len() < ITEMS_MAX {
-                    let item = self.one_more(state, chunk, &c, &j, &sets, placer);
+                    let item = one_more(state, chunk, &c, &j, &sets, placer);
                     filling += usize::from(item.is_some());
                     place.extend(item);
                 }
@@ -320,31 +324,25 @@ impl Service {
             self.propose_own(OwnKey::Branch(branch), Op::Place { branch, epoch, items: place });
         }
     }
+}
 
-    #[expect(clippy::unused_self, reason = "reads as the planner's step")]
-    fn one_more(
-        &self,
-        state: &MetaState,
-        chunk: ChunkIndex,
-        c: &Configuration,
-        j: &Judged,
-        sets: &BTreeSet<Vec<NodeId>>,
-        placer: &mut Placer,
-    ) -> Option<PlaceItem> {
-        let all: Vec<DriveId> = c.members.iter().map(|m| m.place.drive).collect();
-        let (mut nodes, mut zones) = homes(state, &j.kept);
-        zones.retain(|z| !z.is_empty());
-        // Best on a node that holds none at all; else beside the one that is to go.
-        let (every, _) = homes(state, &all);
-        let drive = placer
-            .one_more_of(sets, &every, &zones)
-            .or_else(|| {
-                nodes.sort_unstable();
-                placer.one_more_of(sets, &nodes, &zones)
-            })
-            .filter(|d| !all.contains(d))?;
-        Some(PlaceItem { chunk, from: c.number, drive, replaces: j.victim })
-    }
+/// Where one more replica of a chunk goes.
+fn one_more(
+    state: &MetaState,
+    chunk: ChunkIndex,
+    c: &Configuration,
+    j: &Judged,
+    sets: &BTreeSet<Vec<NodeId>>,
+    placer: &mut Placer,
+) -> Option<PlaceItem> {
+    let all: Vec<DriveId> = c.members.iter().map(|m| m.place.drive).collect();
+    let (kept, mut zones) = homes(state, &j.kept);
+    zones.retain(|z| !z.is_empty());
+    // Best on a node that holds none at all; else beside the one that is to go.
+    let (every, _) = homes(state, &all);
+    let apart = placer.one_more_of(sets, &every, &zones, &all);
+    let drive = apart.or_else(|| placer.one_more_of(sets, &kept, &zones, &all))?;
+    Some(PlaceItem { chunk, from: c.number, drive, replaces: j.victim })
 }
 
 /// Pages that may hold a chunk with something to do.

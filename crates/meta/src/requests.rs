@@ -97,7 +97,7 @@ impl Service {
             }
             while drives.len() < usize::from(row.class.copies) {
                 let (nodes, zones) = homes(state, &drives);
-                let Some(d) = placer.one_more_of(&sets, &nodes, &zones) else { break };
+                let Some(d) = placer.one_more_of(&sets, &nodes, &zones, failed) else { break };
                 drives.push(d);
             }
             if drives.len() == usize::from(row.class.copies) {

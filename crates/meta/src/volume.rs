@@ -128,7 +128,7 @@ impl MetaState {
             return Err(AdminRefusal::Attached { name, node: s.node, node_name, epoch });
         }
         if let Some(s) = row.session {
-            self.touch(Touch::Fenced(s.node, branch, epoch));
+            self.touch(Touch::Fenced(s.node, branch, epoch.next().unwrap_or(epoch)));
         }
         self.set_session(branch, None);
         self.set_appointed(branch, None);

@@ -110,7 +110,8 @@ pub enum MetaRequest {
         reaches: Vec<NodeId>,
         sessions: Vec<SessionStatus>,
     },
-    /// A new session. Answer: `Attached`.
+    /// A new session. Answer: `Attached`. Refusals are kept for a repeat of the same request id, too: whoever
+    /// was refused tries again with a new one; whoever heard nothing, with the same.
     Attach {
         request: RequestId,
         volume: VolumeRef,
@@ -248,7 +249,8 @@ pub enum WatchUpdate {
     Appointed(Vec<BranchId>),
     /// Something changed in these chunks (a placement, a state): the session asks for them.
     ChunksChanged { branch: BranchId, chunks: Vec<ChunkIndex> },
-    /// Sessions of this node that are no longer current.
+    /// The branch has another session now, or none, or is gone: `epoch` is the present one (or what would be
+    /// next), and a session of this node with an older one is over.
     Fenced { branch: BranchId, epoch: Epoch },
     /// Replicas to erase on a drive of this node, as of this log index.
     Delete { drive: DriveId, replicas: Vec<HeldReplica>, index: LogIndex },
