@@ -26,6 +26,8 @@ struct File {
     node_id: Option<u32>,
     name: Option<String>,
     cluster: Option<String>,
+    zone: String,
+    token: String,
     state_dir: PathBuf,
     data_address: SocketAddr,
     nbd_socket: PathBuf,
@@ -46,6 +48,8 @@ impl Default for File {
             node_id: None,
             name: None,
             cluster: None,
+            zone: String::new(),
+            token: String::new(),
             state_dir: "/var/lib/blockd".into(),
             data_address: SocketAddr::from(([127, 0, 0, 1], 0)),
             nbd_socket: "/run/blockd/nbd.sock".into(),
@@ -67,6 +71,8 @@ const KEYS: &[&str] = &[
     "node_id",
     "name",
     "cluster",
+    "zone",
+    "token",
     "state_dir",
     "data_address",
     "nbd_socket",
@@ -88,6 +94,10 @@ pub struct Config {
     pub node: Option<NodeId>,
     pub cluster: Option<ClusterId>,
     pub name: Option<String>,
+    /// Failure domain above the node; empty: none.
+    pub zone: String,
+    /// What `cluster init` printed; needed once, to join.
+    pub token: String,
     pub state_dir: PathBuf,
     /// Port 0: the kernel chooses; what was chosen stands in `state_dir/data.addr`, and is tried first next time.
     pub data_address: SocketAddr,
@@ -180,10 +190,12 @@ impl File {
         if self.node_id == Some(0) {
             return Err(("node_id", BadValue::NodeZero));
         }
-        if let Some(name) = &self.name
-            && !is_name(name)
+        for (key, name) in
+            [("name", self.name.as_deref()), ("zone", Some(&*self.zone).filter(|z| !z.is_empty()))]
         {
-            return Err(("name", BadValue::Name));
+            if name.is_some_and(|n| !is_name(n)) {
+                return Err((key, BadValue::Name));
+            }
         }
         for (key, address) in [
             ("data_address", Some(self.data_address)),
@@ -221,6 +233,8 @@ impl File {
             node: self.node_id.map(NodeId),
             cluster,
             name: self.name,
+            zone: self.zone,
+            token: self.token,
             state_dir: base.join(self.state_dir),
             data_address: self.data_address,
             nbd_socket,

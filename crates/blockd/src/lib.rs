@@ -6,6 +6,7 @@
 pub mod config;
 pub mod control;
 pub mod core;
+pub mod daemon;
 pub mod device;
 pub mod export;
 pub mod format;
@@ -19,3 +20,28 @@ pub mod ring;
 pub mod shard;
 pub mod state_dir;
 pub mod sys;
+
+/// Of this build.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// What `--version` says: the build, and what it can read and speak.
+#[must_use]
+pub fn long_version() -> String {
+    format!(
+        "{VERSION}\ndisk format: {}\nprotocol: {}..={}",
+        store::disk::superblock::VERSION,
+        proto::frame::PROTOCOL_MIN,
+        proto::frame::PROTOCOL,
+    )
+}
+
+/// The end of a binary's `main`: the error and its causes, each on a line, without a backtrace.
+pub fn finish(result: anyhow::Result<std::process::ExitCode>) -> std::process::ExitCode {
+    result.unwrap_or_else(|error| {
+        eprintln!("error: {error}");
+        for cause in error.chain().skip(1) {
+            eprintln!("cause: {cause}");
+        }
+        std::process::ExitCode::FAILURE
+    })
+}

@@ -432,7 +432,7 @@ impl<C: Core> Shard<C> {
                     counts: d.counts,
                 })
                 .collect(),
-            exports: self.exports.open_exports().map(|(n, c)| (n.to_string(), c)).collect(),
+            exports: self.exports.status(),
             clients: self.exports.clients(),
             in_flight: self.exports.in_flight(),
             requests: self.exports.requests,

@@ -1,126 +1,25 @@
 //! The shard with a plain machine in the node's place: real sockets, real rings, clients that behave and clients that
 //! do not.
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+mod common;
 
 use blockd::control::{Question, ToControl, ToShard};
-use blockd::core::Core;
 use blockd::export::door;
 use blockd::mailbox::{Mailbox, Sender};
 use blockd::ring::Ring;
 use blockd::shard::{End, Shard, Visitor};
-use nbd::client::{Client, Command, Event as Said, Goal, Outcome, Wish};
-use nbd::memory::{MemoryDisk, Reply};
-use nbd::{Mode, Op};
-use node::{Effect, Event, ExportError, ExportInfo, LinkId};
+use common::{Guest, Plain, SIZE};
+use nbd::client::{Command, Event as Said, Goal, Outcome};
 use proto::control::{MetaAnswer, NodeSummary, VolumeSummary, WatchUpdate};
-use proto::{BranchId, Geometry, NodeId, Ticket, Time, VolumeId};
-use std::collections::VecDeque;
-use std::io::{Read, Write};
+use proto::{BranchId, Geometry, NodeId, VolumeId};
+use std::io::Write;
 use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-use volume::{GuestError, GuestOp, GuestReply, ReadPiece};
-
-const SIZE: u64 = 64 << 20;
-
-/// One volume in memory, echoing links. Requests are completed at the turn's end, last first.
-struct Plain {
-    disk: MemoryDisk,
-    effects: VecDeque<Effect>,
-    held: Vec<(proto::ExportId, Ticket, GuestOp)>,
-    /// Bytes that came back on links it dialled.
-    echoed: mpsc::Sender<usize>,
-    tell: mpsc::Sender<&'static str>,
-}
-
-fn op(op: GuestOp) -> Op {
-    match op {
-        GuestOp::Read { offset, len } => Op::Read { offset, len },
-        GuestOp::Write { offset, len, data, fua } => Op::Write { offset, len, data: data.payload, fua },
-        GuestOp::Flush => Op::Flush,
-        GuestOp::Discard { offset, len, fua } => Op::Discard { offset, len, fua },
-        GuestOp::WriteZeroes { offset, len, fua, no_hole } => Op::WriteZeroes { offset, len, fua, no_hole },
-        GuestOp::Map { offset, len } => Op::Map { offset, len },
-        GuestOp::Verify { .. } => panic!("no NBD request"),
-    }
-}
-
-fn reply(reply: Reply) -> Result<GuestReply, GuestError> {
-    Ok(match reply {
-        Reply::Done => GuestReply::Done,
-        Reply::Read(pieces) => GuestReply::Read(
-            pieces
-                .into_iter()
-                .map(|p| match p {
-                    nbd::ReadPiece::Zero { bytes } => ReadPiece::Zero { bytes },
-                    nbd::ReadPiece::Data { payload, skip, len } => ReadPiece::Data { payload, skip, len },
-                })
-                .collect(),
-        ),
-        Reply::Map(runs) => GuestReply::Map(runs),
-    })
-}
-
-impl Core for Plain {
-    fn handle(&mut self, _: Time, event: Event) {
-        assert!(self.effects.is_empty(), "drained before the next event");
-        match event {
-            Event::OpenExport { export, volume, .. } if volume == "mem" => {
-                self.tell.send("open").unwrap();
-                let geometry = Geometry { size: SIZE, chunk_shift: 24 };
-                let info = ExportInfo { name: volume, branch: BranchId(1), geometry, read_only: false };
-                self.effects.push_back(Effect::ExportOpened { export, info });
-            }
-            Event::OpenExport { export, volume, .. } => {
-                let error = if volume == "held" {
-                    ExportError::Held { holder: "n7".into(), epoch: 41 }
-                } else {
-                    ExportError::NoSuchVolume
-                };
-                self.effects.push_back(Effect::ExportRefused { export, error });
-            }
-            Event::CloseExport { .. } => self.tell.send("close").unwrap(),
-            Event::Guest { export, request } => self.held.push((export, request.ticket, request.op)),
-            Event::TurnEnd => {
-                while let Some((export, ticket, guest)) = self.held.pop() {
-                    let result = reply(self.disk.apply(op(guest)));
-                    self.effects.push_back(Effect::Complete { export, ticket, result });
-                }
-            }
-            Event::Watch(WatchUpdate::Nodes(nodes)) => {
-                for n in nodes {
-                    let link = LinkId(u64::from(n.node.0));
-                    self.effects.push_back(Effect::Dial { link, to: n.node, address: n.address });
-                }
-            }
-            Event::Dialled { link } => {
-                for i in 0..8_u8 {
-                    self.effects.push_back(Effect::Send { link, bytes: vec![i; 1 << 20] });
-                }
-            }
-            Event::Accepted { .. } => self.tell.send("accepted").unwrap(),
-            Event::LinkClosed { .. } => self.tell.send("link closed").unwrap(),
-            Event::Shutdown => self.effects.push_back(Effect::Stopped),
-            _ => {}
-        }
-    }
-    fn received(&mut self, _: Time, link: LinkId, bytes: &[u8]) {
-        if link.0 >> 63 == 1 {
-            self.effects.push_back(Effect::Send { link, bytes: bytes.to_vec() });
-        } else {
-            self.echoed.send(bytes.len()).unwrap();
-        }
-    }
-    fn poll(&mut self) -> Option<Effect> {
-        self.effects.pop_front()
-    }
-    fn next_wake(&self) -> Time {
-        Time::FAR
-    }
-    fn recycle(&mut self, _: Vec<u8>) {}
-}
 
 struct Running {
     _dir: tempfile::TempDir,
@@ -140,13 +39,7 @@ fn start() -> Running {
     let thread = std::thread::spawn(move || {
         let (mailbox, wake) = Mailbox::new().unwrap();
         let (mail, answers) = (mailbox.sender(), mailbox.sender());
-        let plain = Plain {
-            disk: MemoryDisk::new(SIZE),
-            effects: VecDeque::new(),
-            held: Vec::new(),
-            echoed: echo,
-            tell,
-        };
+        let plain = Plain::new(echo, tell);
         // metad's part, said by the test itself.
         let control = move |ask| {
             if let ToControl::Volumes { question, .. } = ask {
@@ -189,58 +82,6 @@ impl Running {
     }
     fn told(&self) -> &'static str {
         self.told.recv_timeout(Duration::from_secs(5)).expect("it happens")
-    }
-}
-
-/// A blocking client.
-struct Guest {
-    client: Client,
-    socket: UnixStream,
-}
-
-impl Guest {
-    fn connect(path: &Path, export: &str, goal: Goal) -> (Guest, Said) {
-        let wish = Wish { export: export.into(), goal, mode: Mode::Extended, allocation: true };
-        let mut g = Guest { client: Client::new(wish), socket: UnixStream::connect(path).unwrap() };
-        g.socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-        let said = g.next();
-        (g, said)
-    }
-    fn open(path: &Path) -> Guest {
-        let (g, said) = Guest::connect(path, "mem", Goal::Go);
-        assert!(matches!(said, Said::Ready(n) if n.size == SIZE));
-        g
-    }
-    fn flush(&mut self) {
-        let mut out = Vec::new();
-        self.client.write_output(&mut out);
-        self.socket.write_all(&out).unwrap();
-    }
-    fn next(&mut self) -> Said {
-        let mut buf = vec![0; 1 << 16];
-        loop {
-            if let Some(e) = self.client.poll() {
-                return e;
-            }
-            self.flush();
-            let n = self.socket.read(&mut buf).unwrap();
-            assert!(n > 0, "the server closed the connection");
-            self.client.receive(&buf[..n]);
-        }
-    }
-    fn call(&mut self, command: Command<'_>) -> Outcome {
-        self.client.submit(command);
-        let Said::Completed { result, .. } = self.next() else { panic!("a completion was due") };
-        result.unwrap()
-    }
-    fn write(&mut self, offset: u64, data: &[u8]) {
-        assert_eq!(self.call(Command::Write { offset, data, fua: false }), Outcome::Done);
-    }
-    fn read(&mut self, offset: u64, len: u32) -> Vec<u8> {
-        let Outcome::Read(data) = self.call(Command::Read { offset, len, whole: false }) else {
-            panic!("a read")
-        };
-        data
     }
 }
 

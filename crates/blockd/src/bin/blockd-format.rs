@@ -6,6 +6,7 @@ use blockd::format::{Wish, format, parse_size};
 use clap::Parser;
 use proto::{ClusterId, NodeId};
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 #[derive(Parser)]
 #[command(name = "blockd-format", version, about = "Formats a drive for blockd")]
@@ -29,7 +30,11 @@ struct Arguments {
     force: bool,
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> ExitCode {
+    blockd::finish(run())
+}
+
+fn run() -> anyhow::Result<ExitCode> {
     let a = Arguments::parse();
     let wish = Wish {
         cluster: a.cluster,
@@ -48,5 +53,5 @@ fn main() -> anyhow::Result<()> {
         "extents": done.extents,
     });
     println!("{report}");
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }

@@ -5,6 +5,7 @@ use blockd::device::{Access, open};
 use blockd::inspect::inspect;
 use clap::Parser;
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::time::Duration;
 
 #[derive(Parser)]
@@ -20,12 +21,16 @@ struct Arguments {
     force: bool,
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> ExitCode {
+    blockd::finish(run())
+}
+
+fn run() -> anyhow::Result<ExitCode> {
     let a = Arguments::parse();
     let access = if a.force { Access::ReadOnlyShared } else { Access::ReadOnly };
     let drive =
         open(&a.path, access, Duration::ZERO).context("cannot inspect (--force looks at a drive in use)")?;
     let report = inspect(&drive).with_context(|| a.path.display().to_string())?;
     println!("{report:#}");
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }

@@ -1,11 +1,17 @@
 //! The control plane of a node: metad's client, the admin service, metrics; all in one thread of their own.
 
+pub mod admin;
+pub mod member;
+pub mod metad;
+mod metrics;
+pub mod thread;
+
 use crate::device::Drive;
 use crate::export::ConnId;
 use crate::shard::DriveCounts;
 use node::LinkId;
-use proto::OpenId;
 use proto::control::{MetaAnswer, MetaRequest, WatchUpdate};
+use proto::{BranchId, OpenId};
 use std::net::SocketAddr;
 
 /// Who wants to know of volumes.
@@ -64,8 +70,7 @@ pub enum ToShard {
 #[derive(Clone, Default, Debug)]
 pub struct Status {
     pub drives: Vec<DriveStatus>,
-    /// Volume, clients.
-    pub exports: Vec<(String, usize)>,
+    pub exports: Vec<ExportStatus>,
     pub clients: usize,
     pub in_flight: usize,
     pub requests: u64,
@@ -77,7 +82,17 @@ pub struct Status {
 }
 
 #[derive(Clone, Debug)]
+pub struct ExportStatus {
+    pub volume: String,
+    /// Once open.
+    pub branch: Option<BranchId>,
+    pub clients: usize,
+    pub in_flight: usize,
+}
+
+#[derive(Clone, Debug)]
 pub struct DriveStatus {
+    /// 0 until it is open.
     pub drive: u64,
     pub path: String,
     pub capacity: u64,

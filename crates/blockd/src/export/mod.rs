@@ -8,7 +8,7 @@ mod connection;
 mod convert;
 pub mod door;
 
-use crate::control::{Question, ToControl};
+use crate::control::{ExportStatus, Question, ToControl};
 use crate::net::Way;
 use crate::ring::{Errno, Outgoing, Ring};
 use crate::shard::Tag;
@@ -323,9 +323,19 @@ impl Exports {
         self.connections.values().all(Connection::is_quiet)
     }
 
-    /// Name, clients and requests in flight of each open export.
-    pub fn open_exports(&self) -> impl Iterator<Item = (&str, usize)> {
-        self.exports.iter().map(|(name, e)| (name.as_str(), e.clients.len()))
+    /// What is open or opening.
+    #[must_use]
+    pub fn status(&self) -> Vec<ExportStatus> {
+        let one = |(name, e): (&String, &Export)| ExportStatus {
+            volume: name.clone(),
+            branch: match &e.phase {
+                Phase::Open(info) => Some(info.branch),
+                Phase::Opening => None,
+            },
+            clients: e.clients.len(),
+            in_flight: self.tickets.iter().filter(|(_, t)| e.clients.contains(&t.connection)).count(),
+        };
+        self.exports.iter().map(one).collect()
     }
 
     #[must_use]
