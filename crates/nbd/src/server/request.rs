@@ -33,13 +33,11 @@ impl Header {
             length: if extended { r.u64()? } else { u64::from(r.u32()?) },
         })
     }
-    /// Bytes that follow the header on the wire.
+    /// Bytes that follow the header on the wire. A write always brings its data: extended headers demand that
+    /// it says so by PAYLOAD_LEN, but QEMU (10.0 and before) does not, and its own server lets that pass.
     pub fn payload(&self, mode: Mode) -> u64 {
-        let has = match mode {
-            Mode::Extended => self.flags & cflag::PAYLOAD_LEN != 0,
-            Mode::Simple | Mode::Structured => self.command == cmd::WRITE,
-        };
-        if has { self.length } else { 0 }
+        let marked = mode == Mode::Extended && self.flags & cflag::PAYLOAD_LEN != 0;
+        if marked || self.command == cmd::WRITE { self.length } else { 0 }
     }
 }
 
@@ -146,15 +144,8 @@ impl Rules<'_> {
         match h.command {
             cmd::READ if structured => allowed |= cflag::DF,
             cmd::READ | cmd::FLUSH | cmd::TRIM | cmd::CACHE => {}
-            cmd::WRITE => {
-                let marked = h.flags & cflag::PAYLOAD_LEN != 0;
-                if self.mode == Mode::Extended {
-                    allowed |= cflag::PAYLOAD_LEN;
-                    if !marked {
-                        return Err(rejected(Errno::Invalid, "write without PAYLOAD_LEN"));
-                    }
-                }
-            }
+            cmd::WRITE if self.mode == Mode::Extended => allowed |= cflag::PAYLOAD_LEN,
+            cmd::WRITE => {}
             cmd::WRITE_ZEROES => allowed |= cflag::NO_HOLE | cflag::FAST_ZERO,
             cmd::BLOCK_STATUS if self.allocation => allowed |= cflag::REQ_ONE,
             cmd::BLOCK_STATUS => {
