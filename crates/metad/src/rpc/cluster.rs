@@ -1,0 +1,341 @@
+//! What operators ask.
+
+use super::convert::{self, request_id, sixteen};
+use super::lead::Lead;
+use super::members::Members;
+use super::node::gone;
+use crate::core::Core;
+use crate::random;
+use api::v1::cluster_service_server::ClusterService;
+use api::v1::{self, Done, ErrorDetail};
+use meta::{AdminAnswer, AdminRefusal, AdminRequest, Class};
+use proto::{ChunkIndex, ClusterId, DriveId, NodeId};
+use tonic::{Code, Request, Response, Status};
+
+pub struct ClusterRpc {
+    pub core: Core,
+    pub lead: Lead,
+    pub members: Members,
+}
+
+type Answer<T> = Result<Response<T>, Status>;
+
+/// Chunks in one answer at most.
+const CHUNKS_MAX: u32 = 1 << 17;
+
+pub fn refused(r: &AdminRefusal) -> Status {
+    use meta::refusal::exit;
+    let code = match r.exit() {
+        exit::USAGE => Code::InvalidArgument,
+        exit::NOT_FOUND => Code::NotFound,
+        exit::EXISTS => Code::AlreadyExists,
+        exit::PERMISSION => Code::PermissionDenied,
+        exit::FULL => Code::ResourceExhausted,
+        exit::UNKNOWN_OUTCOME => Code::Unknown,
+        _ => Code::FailedPrecondition,
+    };
+    let detail = ErrorDetail {
+        code: r.code().into(),
+        message: r.what(),
+        cause: r.cause(),
+        fix: r.fix(),
+        leader: None,
+        exit: r.exit().into(),
+    };
+    api::error::status(code, &detail)
+}
+
+pub fn register_answer(node: NodeId, name: String, cluster: ClusterId, lead: &Lead) -> v1::RegisterAnswer {
+    let metrics = lead.metrics();
+    let metad = metrics.membership_config.membership().nodes().map(|(_, n)| n.addr.clone()).collect();
+    v1::RegisterAnswer { node: node.0, name, cluster: cluster.0.to_be_bytes().to_vec(), metad }
+}
+
+fn unexpected(answer: &AdminAnswer) -> Status {
+    Status::internal(format!("unexpected answer {answer:?}"))
+}
+
+impl ClusterRpc {
+    /// Linearizable: this metad leads and has applied all that was committed before.
+    async fn ask(&self, id: &[u8], request: AdminRequest) -> Result<AdminAnswer, Status> {
+        let id = request_id(id)?;
+        self.lead.confirm().await?;
+        match self.core.admin(id, request).await.map_err(gone)? {
+            Some(answer) => answer.map_err(|r| refused(&r)),
+            None => Err(self.lead.check().err().unwrap_or_else(|| api::error::not_leader(None))),
+        }
+    }
+
+    async fn done(&self, id: &[u8], request: AdminRequest) -> Answer<Done> {
+        self.ask(id, request).await?;
+        Ok(Response::new(Done {}))
+    }
+
+    async fn settings(&self) -> Answer<v1::Settings> {
+        match self.ask(&[], AdminRequest::SettingsGet).await? {
+            AdminAnswer::Settings(all) => {
+                let settings = all.into_iter().map(|(key, value)| v1::Setting { key, value }).collect();
+                Ok(Response::new(v1::Settings { settings }))
+            }
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn show_node_named(&self, node: String) -> Answer<v1::Node> {
+        match self.ask(&[], AdminRequest::NodeShow { node }).await? {
+            AdminAnswer::Nodes(mut nodes) if nodes.len() == 1 => {
+                Ok(Response::new(convert::node(nodes.remove(0))))
+            }
+            other => Err(unexpected(&other)),
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl ClusterService for ClusterRpc {
+    async fn init(&self, request: Request<v1::InitRequest>) -> Answer<v1::InitAnswer> {
+        let r = request.into_inner();
+        self.members.first(&r.members).await?;
+        let order = AdminRequest::ClusterInit {
+            cluster: ClusterId(random::u128().map_err(random::status)?),
+            name: r.name,
+            token: format!("{:032x}", random::u128().map_err(random::status)?),
+        };
+        match self.ask(&r.request, order).await? {
+            AdminAnswer::ClusterCreated { cluster, token } => {
+                Ok(Response::new(v1::InitAnswer { cluster: cluster.0.to_be_bytes().to_vec(), token }))
+            }
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn metad(&self, _: Request<v1::MetadRequest>) -> Answer<v1::MetadAnswer> {
+        Ok(Response::new(self.members.show()))
+    }
+
+    async fn add_metad(&self, request: Request<v1::AddMetadRequest>) -> Answer<Done> {
+        let r = request.into_inner();
+        self.lead.confirm().await?;
+        let token =
+            self.core.look(|s| s.head().cluster.as_ref().map(|c| c.token.clone())).await.map_err(gone)?;
+        match token {
+            None => return Err(refused(&AdminRefusal::NoCluster)),
+            Some(t) if t != r.token => return Err(refused(&AdminRefusal::BadToken)),
+            Some(_) => {}
+        }
+        self.members.add(r.id, &r.address).await?;
+        Ok(Response::new(Done {}))
+    }
+
+    async fn remove_metad(&self, request: Request<v1::RemoveMetadRequest>) -> Answer<Done> {
+        self.members.remove(request.into_inner().id).await?;
+        Ok(Response::new(Done {}))
+    }
+
+    async fn status(&self, _: Request<v1::StatusRequest>) -> Answer<v1::ClusterStatus> {
+        match self.ask(&[], AdminRequest::ClusterStatus).await? {
+            AdminAnswer::Cluster(view) => Ok(Response::new(convert::status(*view, self.members.show()))),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn get_config(&self, _: Request<v1::GetConfigRequest>) -> Answer<v1::Settings> {
+        self.settings().await
+    }
+
+    async fn set_config(&self, request: Request<v1::SetConfigRequest>) -> Answer<v1::Settings> {
+        let r = request.into_inner();
+        self.ask(&r.request, AdminRequest::SettingSet { key: r.key, value: r.value }).await?;
+        self.settings().await
+    }
+
+    async fn list_events(&self, request: Request<v1::ListEventsRequest>) -> Answer<v1::Events> {
+        let r = request.into_inner();
+        let limit = usize::try_from(r.limit).unwrap_or(usize::MAX);
+        match self.ask(&[], AdminRequest::Events { after: r.after, limit }).await? {
+            AdminAnswer::Events(events) => {
+                let events = events.into_iter().map(convert::event).collect();
+                Ok(Response::new(v1::Events { events }))
+            }
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn list_nodes(&self, _: Request<v1::ListNodesRequest>) -> Answer<v1::Nodes> {
+        match self.ask(&[], AdminRequest::NodeList).await? {
+            AdminAnswer::Nodes(nodes) => {
+                Ok(Response::new(v1::Nodes { nodes: nodes.into_iter().map(convert::node).collect() }))
+            }
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn show_node(&self, request: Request<v1::ShowNodeRequest>) -> Answer<v1::Node> {
+        self.show_node_named(request.into_inner().node).await
+    }
+
+    async fn add_node(&self, request: Request<v1::AddNodeRequest>) -> Answer<v1::Node> {
+        let r = request.into_inner();
+        let order = AdminRequest::NodeAdd {
+            name: r.name.clone(),
+            zone: r.zone,
+            address: r.data_address,
+            identity: u128::from_be_bytes(sixteen("identity", &r.identity)?),
+            token: None,
+        };
+        self.ask(&r.request, order).await?;
+        self.show_node_named(r.name).await
+    }
+
+    async fn drain_node(&self, request: Request<v1::DrainNodeRequest>) -> Answer<Done> {
+        let r = request.into_inner();
+        self.done(&r.request, AdminRequest::NodeDrain { node: r.node, drain: r.drain }).await
+    }
+
+    async fn remove_node(&self, request: Request<v1::RemoveNodeRequest>) -> Answer<Done> {
+        let r = request.into_inner();
+        self.done(&r.request, AdminRequest::NodeRemove { node: r.node }).await
+    }
+
+    async fn add_drive(&self, request: Request<v1::AddDriveToNodeRequest>) -> Answer<Done> {
+        let r = request.into_inner();
+        let (node, drive) = (NodeId(r.node), DriveId(r.drive));
+        self.done(&[], AdminRequest::DriveAdd { node, drive, capacity: r.capacity, path: r.path }).await
+    }
+
+    async fn list_drives(&self, _: Request<v1::ListDrivesRequest>) -> Answer<v1::Drives> {
+        match self.ask(&[], AdminRequest::DriveList).await? {
+            AdminAnswer::Drives(drives) => {
+                Ok(Response::new(v1::Drives { drives: drives.into_iter().map(convert::drive).collect() }))
+            }
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn show_drive(&self, request: Request<v1::ShowDriveRequest>) -> Answer<v1::Drive> {
+        let drive = DriveId(request.into_inner().drive);
+        match self.ask(&[], AdminRequest::DriveShow { drive }).await? {
+            AdminAnswer::Drives(mut drives) if drives.len() == 1 => {
+                Ok(Response::new(convert::drive(drives.remove(0))))
+            }
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn drain_drive(&self, request: Request<v1::DrainDriveRequest>) -> Answer<Done> {
+        let r = request.into_inner();
+        self.done(&r.request, AdminRequest::DriveRetire { drive: DriveId(r.drive), retire: r.drain }).await
+    }
+
+    async fn remove_drive(&self, request: Request<v1::RemoveDriveRequest>) -> Answer<Done> {
+        let r = request.into_inner();
+        self.done(&r.request, AdminRequest::DriveRemove { drive: DriveId(r.drive) }).await
+    }
+
+    async fn create_volume(&self, request: Request<v1::CreateVolumeRequest>) -> Answer<v1::VolumeCreated> {
+        let r = request.into_inner();
+        let order = AdminRequest::VolumeCreate {
+            size: r.size,
+            chunk_shift: chunk_shift(r.chunk_bytes)?,
+            class: class(&r)?,
+            prefer: (r.near != 0).then_some(NodeId(r.near)),
+            name: r.name,
+        };
+        match self.ask(&r.request, order).await? {
+            AdminAnswer::VolumeCreated { volume } => Ok(Response::new(v1::VolumeCreated { id: volume.0 })),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn list_volumes(&self, _: Request<v1::ListVolumesRequest>) -> Answer<v1::Volumes> {
+        match self.ask(&[], AdminRequest::VolumeList).await? {
+            AdminAnswer::Volumes(lines) => {
+                let volumes = lines.into_iter().map(convert::line).collect();
+                Ok(Response::new(v1::Volumes { volumes }))
+            }
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn show_volume(&self, request: Request<v1::ShowVolumeRequest>) -> Answer<v1::VolumeDetail> {
+        let r = request.into_inner();
+        let view = match self.ask(&[], AdminRequest::VolumeShow { name: r.name }).await? {
+            AdminAnswer::Volume(view) => *view,
+            other => return Err(unexpected(&other)),
+        };
+        let branch = view.branch;
+        let end = r.first_chunk.saturating_add(r.chunk_limit.min(CHUNKS_MAX)).min(view.chunks);
+        let chunks = self.core.look(move |state| {
+            let one = |i| state.configuration(branch, i).map(|c| convert::chunk(state, i, &c));
+            (r.first_chunk..end).filter_map(|i| one(ChunkIndex(i))).collect()
+        });
+        let chunks = chunks.await.map_err(gone)?;
+        Ok(Response::new(v1::VolumeDetail { volume: Some(convert::volume(view)), chunks }))
+    }
+
+    async fn wait_volume(&self, request: Request<v1::WaitVolumeRequest>) -> Answer<v1::VolumeWaited> {
+        let r = request.into_inner();
+        let state = meta::view::WaitFor::parse(&r.state).ok_or_else(|| {
+            let detail = ErrorDetail {
+                code: 1211,
+                message: format!("a volume has no state \"{}\"", r.state),
+                cause: "known are ready, healthy, attached, detached, deleted".into(),
+                fix: format!("blockctl volume wait {} --state healthy", r.name),
+                leader: None,
+                exit: 2,
+            };
+            api::error::status(Code::InvalidArgument, &detail)
+        })?;
+        match self.ask(&[], AdminRequest::VolumeWait { name: r.name, state }).await? {
+            AdminAnswer::Waited(reached) => Ok(Response::new(v1::VolumeWaited { reached })),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn resize_volume(&self, request: Request<v1::ResizeVolumeRequest>) -> Answer<Done> {
+        let r = request.into_inner();
+        self.done(&r.request, AdminRequest::VolumeResize { name: r.name, size: r.size }).await
+    }
+
+    async fn delete_volume(&self, request: Request<v1::DeleteVolumeRequest>) -> Answer<Done> {
+        let r = request.into_inner();
+        let force = (!r.force.is_empty()).then_some(r.force);
+        self.done(&r.request, AdminRequest::VolumeDelete { name: r.name, force }).await
+    }
+
+    async fn verify_volume(&self, request: Request<v1::VerifyVolumeRequest>) -> Answer<v1::VolumeVerifying> {
+        let r = request.into_inner();
+        let id = request_id(&r.request)?.ok_or_else(|| Status::invalid_argument("a request id is needed"))?;
+        // Not kept: a repeat gives the order again, and the node knows it by its id.
+        match self.ask(&[], AdminRequest::VolumeVerify { name: r.name, request: id }).await? {
+            AdminAnswer::Verifying { node } => Ok(Response::new(v1::VolumeVerifying { node: node.0 })),
+            other => Err(unexpected(&other)),
+        }
+    }
+}
+
+fn chunk_shift(bytes: u64) -> Result<Option<u8>, Status> {
+    if bytes == 0 {
+        return Ok(None);
+    }
+    if !bytes.is_power_of_two() {
+        let (low, high) = (1 << proto::limits::CHUNK_SHIFT_MIN, 1 << proto::limits::CHUNK_SHIFT_MAX);
+        return Err(refused(&AdminRefusal::BadChunkSize { low, high }));
+    }
+    Ok(Some(u8::try_from(bytes.trailing_zeros()).expect("64 bits")))
+}
+
+fn class(r: &v1::CreateVolumeRequest) -> Result<Class, Status> {
+    let bad =
+        |n: u32| u8::try_from(n).map_err(|_| Status::invalid_argument(format!("{n} copies are impossible")));
+    let mut class = match bad(r.copies)? {
+        0 => Class::default(),
+        n => Class::of_copies(n),
+    };
+    if r.min_in_sync != 0 {
+        class.min_in_sync = bad(r.min_in_sync)?;
+    }
+    class.write_through = r.write_through;
+    class.wait_when_degraded = !r.fail_when_degraded;
+    Ok(class)
+}

@@ -1,0 +1,194 @@
+//! Members of metad's own Raft group: the first ones, one more, one less.
+
+use super::lead::Lead;
+use crate::raft::network::{ClusterCell, channel, cluster_bytes};
+use crate::raft::types::{MetadId, Metrics, Raft};
+use api::v1::cluster_service_client::ClusterServiceClient;
+use api::v1::{ErrorDetail, MetadAnswer, MetadMember, MetadRequest};
+use openraft::error::{ClientWriteError, InitializeError, RaftError};
+use openraft::{BasicNode, ChangeMembers, ServerState};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+use tonic::{Code, Status};
+
+/// Until somebody leads after the first start.
+const FIRST_ELECTION: Duration = Duration::from_secs(5);
+/// Until the new one has the log.
+const CATCH_UP: Duration = Duration::from_secs(60);
+
+#[derive(Clone)]
+pub struct Members {
+    pub id: MetadId,
+    /// As others reach it.
+    pub address: String,
+    pub raft: Raft,
+    pub lead: Lead,
+    pub cluster: ClusterCell,
+}
+
+fn refuse(status: Code, code: u32, exit: u32, message: String, cause: &str, fix: &str) -> Status {
+    let (cause, fix) = (cause.into(), fix.into());
+    api::error::status(status, &ErrorDetail { code, message, cause, fix, leader: None, exit })
+}
+
+impl Members {
+    /// What this metad knows of itself and the others.
+    pub fn show(&self) -> MetadAnswer {
+        let m: Metrics = self.lead.metrics();
+        let role = match m.state {
+            ServerState::Leader => "leader",
+            ServerState::Follower => "follower",
+            ServerState::Candidate => "candidate",
+            ServerState::Learner => "learner",
+            ServerState::Shutdown => "shutdown",
+        };
+        let membership = m.membership_config.membership();
+        let voters: BTreeSet<MetadId> = membership.voter_ids().collect();
+        let matched = |id: &MetadId| m.replication.as_ref()?.get(id)?.as_ref().map(|l| l.index);
+        let members: Vec<MetadMember> = membership
+            .nodes()
+            .map(|(id, node)| MetadMember {
+                id: *id,
+                address: node.addr.clone(),
+                voter: voters.contains(id),
+                matched: matched(id),
+            })
+            .collect();
+        let leader = m.current_leader.unwrap_or(0);
+        MetadAnswer {
+            id: self.id,
+            address: self.address.clone(),
+            cluster: cluster_bytes(&self.cluster),
+            role: role.into(),
+            term: m.current_term,
+            leader,
+            leader_address: members
+                .iter()
+                .find(|x| x.id == leader)
+                .map_or_else(String::new, |x| x.address.clone()),
+            last_log: m.last_log_index.unwrap_or(0),
+            applied: m.last_applied.map_or(0, |l| l.index),
+            snapshot: m.snapshot.map_or(0, |l| l.index),
+            members,
+            version: env!("CARGO_PKG_VERSION").into(),
+        }
+    }
+
+    /// Makes the first members a group, unless there is one, and waits until somebody leads it.
+    pub async fn first(&self, members: &[MetadMember]) -> Result<(), Status> {
+        let mut nodes: BTreeMap<MetadId, BasicNode> =
+            members.iter().map(|m| (m.id, BasicNode::new(&m.address))).collect();
+        nodes.entry(self.id).or_insert_with(|| BasicNode::new(&self.address));
+        match self.raft.initialize(nodes).await {
+            // Repeated, or the others were asked too: the group that exists counts.
+            Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => {}
+            Err(e) => return Err(Status::invalid_argument(e.to_string())),
+        }
+        let led =
+            self.raft.wait(Some(FIRST_ELECTION)).metrics(|m| m.current_leader.is_some(), "a leader").await;
+        led.map_err(|_| {
+            let text = "no leader was elected: are all of the members named running?";
+            refuse(
+                Code::Unavailable,
+                1902,
+                20,
+                text.into(),
+                "a majority of them must answer",
+                "blockctl cluster status",
+            )
+        })?;
+        Ok(())
+    }
+
+    /// One more, or another address of one that is there.
+    pub async fn add(&self, id: MetadId, address: &str) -> Result<(), Status> {
+        self.lead.confirm().await?;
+        self.meet(id, address).await?;
+        let node = BasicNode::new(address);
+        let metrics = self.lead.metrics();
+        let membership = metrics.membership_config.membership();
+        if membership.voter_ids().any(|v| v == id) {
+            if membership.get_node(&id) == Some(&node) {
+                return Ok(());
+            }
+            return self.change(ChangeMembers::SetNodes(BTreeMap::from([(id, node)]))).await;
+        }
+        let learned = tokio::time::timeout(CATCH_UP, self.raft.add_learner(id, node, true)).await;
+        learned
+            .map_err(|_| Status::deadline_exceeded("the new metad does not catch up; it stays a learner"))?
+            .map_err(|e| self.changed_error(e))?;
+        self.change(ChangeMembers::AddVoterIds(BTreeSet::from([id]))).await
+    }
+
+    /// The one that answers there must be the one that is meant, and of no other cluster.
+    async fn meet(&self, id: MetadId, address: &str) -> Result<(), Status> {
+        let channel = channel(address).map_err(|e| Status::invalid_argument(e.to_string()))?;
+        let unreachable = |e: Status| {
+            let text = format!("metad {id} does not answer at {address}");
+            refuse(Code::FailedPrecondition, 1903, 8, text, e.message(), "start it, and look at its log")
+        };
+        let mut client = ClusterServiceClient::new(channel);
+        let met = client.metad(MetadRequest {}).await.map_err(unreachable)?.into_inner();
+        let (text, cause) = if met.id != id {
+            (
+                format!("at {address} runs metad {}, not {id}", met.id),
+                "each metad has its own id in metad.toml",
+            )
+        } else if !met.cluster.is_empty() && met.cluster != cluster_bytes(&self.cluster) {
+            (format!("metad {id} belongs to another cluster"), "its state_dir is not empty")
+        } else {
+            return Ok(());
+        };
+        Err(refuse(Code::FailedPrecondition, 1904, 8, text, cause, "blockctl cluster status"))
+    }
+
+    pub async fn remove(&self, id: MetadId) -> Result<(), Status> {
+        self.lead.confirm().await?;
+        let metrics = self.lead.metrics();
+        let membership = metrics.membership_config.membership();
+        if membership.get_node(&id).is_none() {
+            let text = format!("no metad {id}");
+            return Err(refuse(Code::NotFound, 1905, 3, text, "it is no member", "blockctl cluster status"));
+        }
+        if membership.voter_ids().any(|v| v == id) {
+            if membership.voter_ids().count() == 1 {
+                let text = format!("metad {id} is the last one");
+                return Err(refuse(
+                    Code::FailedPrecondition,
+                    1906,
+                    8,
+                    text,
+                    "a cluster needs one",
+                    "add another first",
+                ));
+            }
+            self.change(ChangeMembers::RemoveVoters(BTreeSet::from([id]))).await
+        } else {
+            self.change(ChangeMembers::RemoveNodes(BTreeSet::from([id]))).await
+        }
+    }
+
+    async fn change(&self, change: ChangeMembers<MetadId, BasicNode>) -> Result<(), Status> {
+        self.raft.change_membership(change, false).await.map_err(|e| self.changed_error(e)).map(drop)
+    }
+
+    fn changed_error(&self, e: RaftError<MetadId, ClientWriteError<MetadId, BasicNode>>) -> Status {
+        match e {
+            RaftError::APIError(ClientWriteError::ForwardToLeader(f)) => {
+                api::error::not_leader(f.leader_node.map(|n| n.addr))
+            }
+            RaftError::APIError(ClientWriteError::ChangeMembershipError(e)) => {
+                let text = "the members were not changed".to_owned();
+                refuse(
+                    Code::FailedPrecondition,
+                    1907,
+                    5,
+                    text,
+                    &e.to_string(),
+                    "repeat it when the other change is over",
+                )
+            }
+            RaftError::Fatal(e) => Status::internal(e.to_string()),
+        }
+    }
+}

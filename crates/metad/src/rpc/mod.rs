@@ -1,0 +1,8 @@
+//! The gRPC services: translation between protobuf and `meta`, and the way to the leader. Nothing is decided here.
+
+pub mod cluster;
+mod convert;
+pub mod lead;
+pub mod members;
+pub mod node;
+pub mod raft;

@@ -1,0 +1,137 @@
+//! What blockd asks.
+
+use super::cluster::{refused, register_answer};
+use super::convert::sixteen;
+use super::lead::Lead;
+use crate::core::{Core, Gone};
+use api::v1::node_service_server::NodeService;
+use api::v1::{NodeAnswer, NodeCall, RegisterAnswer, RegisterRequest, WatchEvent, WatchRequest};
+use meta::{AdminAnswer, AdminRequest};
+use proto::control::{MetaAnswer, MetaRequest};
+use proto::{DriveId, NodeId, ProcessNumber};
+use std::pin::Pin;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::{Stream, StreamExt};
+use tonic::{Request, Response, Status};
+
+pub struct NodeRpc {
+    pub core: Core,
+    pub lead: Lead,
+}
+
+pub fn gone(_: Gone) -> Status {
+    Status::unavailable("metad is shutting down")
+}
+
+/// Who a request says it comes from.
+fn sender(request: &MetaRequest) -> NodeId {
+    match request {
+        MetaRequest::Heartbeat { node, .. }
+        | MetaRequest::Attach { node, .. }
+        | MetaRequest::DriveOpened { node, .. } => *node,
+        MetaRequest::Detach { .. }
+        | MetaRequest::Propose { .. }
+        | MetaRequest::Chunks { .. }
+        | MetaRequest::Created { .. }
+        | MetaRequest::Deleted { .. }
+        | MetaRequest::Volumes { .. } => NodeId(0),
+    }
+}
+
+/// Answered from the state: the state must be up to date.
+fn reads(request: &MetaRequest) -> bool {
+    matches!(request, MetaRequest::Chunks { .. } | MetaRequest::Volumes { .. })
+}
+
+impl NodeRpc {
+    /// A node without an id is added; one with an id tells where it is now.
+    async fn add(&self, r: &RegisterRequest) -> Result<NodeId, Status> {
+        let known = r.node;
+        let row = self.core.look(move |s| s.nodes().get(&NodeId(known)).cloned()).await.map_err(gone)?;
+        let request = match row {
+            Some(row) => AdminRequest::NodeAdd {
+                name: row.name,
+                zone: if r.zone.is_empty() { row.zone } else { r.zone.clone() },
+                address: r.data_address.clone(),
+                identity: row.identity,
+                token: None,
+            },
+            None if known != 0 => {
+                let text = format!("node n{known} was removed, or never added");
+                return Err(Status::not_found(text));
+            }
+            None => AdminRequest::NodeAdd {
+                name: r.name.clone(),
+                zone: r.zone.clone(),
+                address: r.data_address.clone(),
+                identity: u128::from_be_bytes(sixteen("identity", &r.identity)?),
+                token: Some(r.token.clone()),
+            },
+        };
+        match self.admin(request).await? {
+            AdminAnswer::NodeAdded { node, .. } => Ok(node),
+            other => Err(Status::internal(format!("unexpected answer {other:?}"))),
+        }
+    }
+
+    async fn admin(&self, request: AdminRequest) -> Result<AdminAnswer, Status> {
+        match self.core.admin(None, request).await.map_err(gone)? {
+            None => Err(self.lead.check().err().unwrap_or_else(|| api::error::not_leader(None))),
+            Some(answer) => answer.map_err(|r| refused(&r)),
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl NodeService for NodeRpc {
+    async fn register(&self, request: Request<RegisterRequest>) -> Result<Response<RegisterAnswer>, Status> {
+        let r = request.into_inner();
+        self.lead.confirm().await?;
+        let cluster = self.core.look(|s| s.head().cluster.as_ref().map(|c| c.id)).await.map_err(gone)?;
+        let cluster = cluster.ok_or_else(|| refused(&meta::AdminRefusal::NoCluster))?;
+        if !r.cluster.is_empty() && r.cluster != cluster.0.to_be_bytes() {
+            return Err(Status::failed_precondition("the node belongs to another cluster"));
+        }
+        let node = self.add(&r).await?;
+        for d in &r.drives {
+            self.admin(AdminRequest::DriveAdd {
+                node,
+                drive: DriveId(d.drive),
+                capacity: d.capacity,
+                path: d.path.clone(),
+            })
+            .await?;
+        }
+        let name = self.core.look(move |s| s.node_name(node)).await.map_err(gone)?;
+        Ok(Response::new(register_answer(node, name, cluster, &self.lead)))
+    }
+
+    async fn call(&self, request: Request<NodeCall>) -> Result<Response<NodeAnswer>, Status> {
+        let request: MetaRequest = postcard::from_bytes(&request.into_inner().request)
+            .map_err(|e| Status::invalid_argument(format!("malformed request: {e}")))?;
+        if reads(&request) {
+            self.lead.confirm().await?;
+        } else {
+            self.lead.check()?;
+        }
+        let answer = self.core.node(sender(&request), request).await.map_err(gone)?;
+        if answer == MetaAnswer::Unavailable {
+            self.lead.check()?;
+        }
+        let answer = postcard::to_stdvec(&answer).expect("writing to a vector does not fail");
+        Ok(Response::new(NodeAnswer { answer }))
+    }
+
+    type WatchStream = Pin<Box<dyn Stream<Item = Result<WatchEvent, Status>> + Send>>;
+
+    async fn watch(&self, request: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        self.lead.check()?;
+        let WatchRequest { node, process } = request.into_inner();
+        let updates = ReceiverStream::new(self.core.watch(NodeId(node), ProcessNumber(process)));
+        let events = updates.map(|update| {
+            let update = postcard::to_stdvec(&update).expect("writing to a vector does not fail");
+            Ok(WatchEvent { update })
+        });
+        Ok(Response::new(Box::pin(events)))
+    }
+}
