@@ -45,6 +45,7 @@ pub fn format(params: &FormatParams) -> Result<Vec<FormatStep>, LayoutError> {
         node: params.node,
         drive: params.drive,
         clean: true,
+        trusted: false,
         boot: [0; 16],
         open: 0,
         tail: 0,

@@ -12,7 +12,9 @@ pub const SUPERBLOCK_PAGES: u64 = 16;
 /// Most pages of one batch: header pages and 512 KiB of payload.
 pub const BATCH_PAGES: u32 = 4 + 128;
 /// Least journal that a test may ask for, pages.
-const JOURNAL_PAGES_MIN: u64 = 64;
+const JOURNAL_PAGES_MIN: u64 = 128;
+/// Least pages of the longest batch: header pages and one whole extent, and then some.
+const BATCH_PAGES_MIN: u32 = 24;
 /// Record slots: one per two extents, within these bounds.
 const RECORDS_MIN: u64 = 512;
 const RECORDS_MAX: u64 = 262_144;
@@ -78,7 +80,8 @@ impl Layout {
         if extents < 16 {
             return Err(LayoutError::TooSmall);
         }
-        let batch_pages = u32::try_from(journal_pages / 8).unwrap_or(u32::MAX).min(BATCH_PAGES);
+        let batch_pages =
+            u32::try_from(journal_pages / 8).unwrap_or(u32::MAX).clamp(BATCH_PAGES_MIN, BATCH_PAGES);
         Ok(Layout {
             pages,
             journal_start,
@@ -150,8 +153,8 @@ impl Layout {
             && self.table_pages * TABLE_PER_PAGE as u64 >= u64::from(self.extents)
             && self.record_pages > 0
             && self.record_pages <= RECORDS_MAX
-            && (4..=BATCH_PAGES).contains(&self.batch_pages)
-            && self.journal_pages >= 8 * u64::from(self.batch_pages).min(8)
+            && (BATCH_PAGES_MIN..=BATCH_PAGES).contains(&self.batch_pages)
+            && self.journal_pages >= 4 * u64::from(self.batch_pages)
     }
 }
 
@@ -170,12 +173,12 @@ mod tests {
             assert!(size < 10 << 30 || data > size / 10 * 8, "{l:?}");
         }
         assert_eq!(Layout::plan(1 << 20, None), Err(LayoutError::TooSmall));
-        assert!(Layout::plan(4 << 20, Some(256 << 10)).unwrap().is_sound());
+        assert!(Layout::plan(4 << 20, Some(512 << 10)).unwrap().is_sound());
     }
 
     #[test]
     fn no_batch_crosses_the_end_of_the_ring() {
-        let l = Layout::plan(4 << 20, Some(256 << 10)).unwrap();
+        let l = Layout::plan(4 << 20, Some(512 << 10)).unwrap();
         for p in 0..300 {
             let s = l.batch_start(p);
             assert!(s >= p && l.ring(s) + u64::from(l.batch_pages) <= l.journal_pages);

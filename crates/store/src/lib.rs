@@ -4,13 +4,31 @@
 //! [`Store::poll`] and are drained before the next event. The same code runs in blockd and in the simulator.
 #![forbid(unsafe_code)]
 
+mod admin;
+mod admit;
 pub mod bugs;
+mod checkpoint;
+mod commit;
 pub mod disk;
 pub mod event;
+mod flush;
 pub mod format;
+mod intake;
+mod journal;
 pub mod layout;
+mod listing;
 pub mod medium;
+mod op;
+mod overlay;
+mod pages;
+mod read;
+mod records;
+mod recovery;
+mod store;
+mod table;
+pub mod view;
 
 pub use bugs::Bugs;
 pub use event::{Effect, Event, IoId, IoOp, IoResult, Source};
 pub use format::{FormatParams, FormatStep, format};
+pub use store::{OpenParams, Store};

@@ -126,7 +126,7 @@ pub fn version_of(raw: &RawRecord) -> Version {
 /// An entry as replay takes it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Entry {
-    /// Blocks `first ..` of the extent; sums from index 0 on. `large`: data at home, which replaced `frees`.
+    /// Blocks `first ..` of the extent; sums from index 0 on. `large`: the data is at home.
     Write {
         key: ExtentKey,
         first: u32,
@@ -134,7 +134,6 @@ pub enum Entry {
         version: Version,
         home: u32,
         large: bool,
-        frees: Option<u32>,
         sums: [Sum; 16],
     },
     /// Any range within the chunk; `home`: an extent that is new for it (then the range lies in one extent).
@@ -157,6 +156,7 @@ pub enum Entry {
         bits: [u32; 16],
     },
     Marks {
+        branch: BranchId,
         slot: u32,
         marks: Marks,
     },
@@ -221,14 +221,14 @@ fn parse_marks(raw: &RawRecord) -> Option<Entry> {
     let seq = u64::from(raw.sums[1].get()) | u64::from(raw.sums[2].get()) << 32;
     let durable = Version::new(Epoch(raw.sums[0].get()), seq);
     let marks = Marks { committed: version_of(raw), durable };
-    Some(Entry::Marks { slot: raw.home.get().checked_sub(1)?, marks })
+    let branch = BranchId(raw.branch.get());
+    Some(Entry::Marks { branch, slot: raw.home.get().checked_sub(1)?, marks })
 }
 
 fn write_or_zero(raw: &RawRecord) -> Option<Entry> {
     let mut plain = *raw;
     plain.home = U32::ZERO;
     plain.flags = 0;
-    plain.reserved2 = 0.into();
     let record = plain.record().ok()?;
     let key = key_of(raw);
     let (first, count, version) = (record.range.first, record.range.count, record.version);
@@ -237,17 +237,7 @@ fn write_or_zero(raw: &RawRecord) -> Option<Entry> {
         Entry::Zero { key, first, count, version, home }
     } else {
         let large = raw.flags & FLAG_LARGE != 0;
-        let frees = u32::try_from(raw.reserved2.get()).ok()?.checked_sub(1);
         let sums = record.sums;
-        Entry::Write {
-            key,
-            first: first % BLOCKS_PER_EXTENT,
-            count,
-            version,
-            home: home?,
-            large,
-            frees,
-            sums,
-        }
+        Entry::Write { key, first: first % BLOCKS_PER_EXTENT, count, version, home: home?, large, sums }
     })
 }

@@ -19,6 +19,21 @@ pub const RECORD_SLOT: usize = 256;
 pub const RECORDS_PER_PAGE: usize = (BLOCK - HEADER) / RECORD_SLOT;
 const CRC_AT: usize = 8;
 
+/// The table page that an extent's entry is in.
+#[must_use]
+pub const fn table_page_of(extent: u32) -> u32 {
+    extent / TABLE_PER_PAGE_U32
+}
+/// The record page that a slot is in.
+#[must_use]
+pub const fn record_page_of(slot: u32) -> u32 {
+    slot / RECORDS_PER_PAGE_U32
+}
+pub(crate) const TABLE_PER_PAGE_U32: u32 = 31;
+pub(crate) const RECORDS_PER_PAGE_U32: u32 = 15;
+const _: () = assert!(TABLE_PER_PAGE_U32 as usize == TABLE_PER_PAGE);
+const _: () = assert!(RECORDS_PER_PAGE_U32 as usize == RECORDS_PER_PAGE);
+
 /// Which zone a page belongs to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Zone {

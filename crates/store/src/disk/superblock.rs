@@ -27,6 +27,7 @@ const COPY_PAGES: usize = 16;
 const _: () = assert!(COPY_PAGES as u64 == SUPERBLOCK_PAGES);
 const CRC_AT: usize = 8;
 const FLAG_CLEAN: u32 = 1;
+const FLAG_TRUSTED: u32 = 2;
 
 /// An entry of the journal: its batch, and its place there.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -46,6 +47,8 @@ pub struct Superblock {
     pub drive: DriveId,
     /// Closed cleanly: everything flushed.
     pub clean: bool,
+    /// metad has confirmed this opening, or the one before it in the same boot: it serves.
+    pub trusted: bool,
     /// The kernel's boot id of the last opening; zero if never opened.
     pub boot: [u8; 16],
     /// Counts the openings; headers of the journal carry it.
@@ -187,7 +190,7 @@ impl Raw {
             sequence: s.sequence.into(),
             cluster: s.cluster.0.into(),
             node: s.node.0.into(),
-            flags: U32::new(if s.clean { FLAG_CLEAN } else { 0 }),
+            flags: U32::new((u32::from(s.clean) * FLAG_CLEAN) | (u32::from(s.trusted) * FLAG_TRUSTED)),
             drive: s.drive.0.into(),
             boot: s.boot,
             open: s.open.into(),
@@ -226,6 +229,7 @@ impl Raw {
             node: NodeId(self.node.get()),
             drive: DriveId(self.drive.get()),
             clean: self.flags.get() & FLAG_CLEAN != 0,
+            trusted: self.flags.get() & FLAG_TRUSTED != 0,
             boot: self.boot,
             open: self.open.get(),
             tail: self.tail.get(),

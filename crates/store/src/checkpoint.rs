@@ -1,0 +1,542 @@
+//! Checkpoints: flushed blocks go home, pages are written, the journal's tail moves. In the background, in rounds.
+//!
+//! A round takes what is flushed when it begins: its blocks go home (neighbours by one write), a flush, the pages
+//! that changed, a flush, the superblock with the new tail, a flush. It begins when half of the window is in use,
+//! or when what is in the journal has been there for a while. Under pressure each step asks for its flush at once.
+
+use crate::disk::entry::{DROP_EXTENTS, ExtentKey, drop_extents};
+use crate::disk::page::{
+    PageHead, RECORDS_PER_PAGE_U32, RawExtent, TABLE_PER_PAGE_U32, Zone, put_extent, put_slot, seal_page,
+};
+use crate::disk::superblock::Superblock;
+use crate::event::{Effect, IoOp};
+use crate::layout::Layout;
+use crate::op::{Op, Then};
+use crate::overlay::{Way, What};
+use crate::store::{Disk, Job, Phase, Store, SuperblockWrite};
+use crate::table::{NONE, Px, Use};
+use proto::limits::BLOCKS_PER_EXTENT;
+use proto::{LogIndex, PageBuf, Payload, Span, Time};
+use std::collections::{BTreeMap, VecDeque};
+use zerocopy::FromZeros;
+use zerocopy::little_endian::U32;
+
+/// A round begins when the oldest batch has been in the journal for so long.
+const ROUND_AFTER: Span = Span::secs(5);
+/// After a round that moved nothing.
+const RETRY_AFTER: Span = Span::millis(10);
+/// Home and page writes in flight.
+const DEPTH: usize = 16;
+/// Longest home write, blocks.
+const RUN_MAX: usize = 256;
+/// Candidates looked at after each flush.
+const EMPTY_LOOKS: usize = 1024;
+
+#[derive(Default)]
+enum Stage {
+    #[default]
+    Idle,
+    /// Extents whose flushed blocks go home.
+    Homing(VecDeque<Px>),
+    /// Pages to be written: table, records.
+    Paging(VecDeque<u32>, VecDeque<u32>),
+    Super,
+}
+
+#[derive(Default)]
+pub(crate) struct Checkpoint {
+    stage: Stage,
+    /// Home and page writes in flight.
+    in_flight: usize,
+    /// Extents that seemed to hold no byte.
+    pub empty: VecDeque<Px>,
+    /// metad's newest order to delete.
+    pub deleted_upto: LogIndex,
+    /// When the next round may begin, if there is no pressure.
+    next: Option<Time>,
+    retry: Option<Time>,
+}
+
+impl Store {
+    /// Half of what may be in use is.
+    fn pressed(&self) -> bool {
+        let j = &self.disk().journal;
+        self.intake.stalled || j.used() > j.window() / 2
+    }
+
+    pub(crate) fn checkpoint_deadline(&self) -> Time {
+        match self.checkpoint.stage {
+            Stage::Idle => self.checkpoint.retry.or(self.checkpoint.next).unwrap_or(Time::FAR),
+            _ => Time::FAR,
+        }
+    }
+
+    /// Goes as far as it can without another completion.
+    pub(crate) fn push_checkpoint(&mut self) {
+        if matches!(self.phase, Phase::Closing(_)) && !self.intake.stalled {
+            return;
+        }
+        loop {
+            let went_on = match std::mem::take(&mut self.checkpoint.stage) {
+                Stage::Idle => self.begin_round(),
+                Stage::Homing(queue) => self.home(queue),
+                Stage::Paging(table, records) => self.page(table, records),
+                Stage::Super => self.end_round(),
+            };
+            if !went_on {
+                break;
+            }
+        }
+    }
+
+    fn begin_round(&mut self) -> bool {
+        let journal = &self.disk().journal;
+        if journal.first_seq() == journal.next_seq {
+            (self.checkpoint.next, self.checkpoint.retry) = (None, None);
+            return false;
+        }
+        let (first, flushed, applied) = (journal.first_seq(), journal.flushed, journal.applied);
+        let nothing_flushed = first > flushed;
+        let next = *self.checkpoint.next.get_or_insert(self.now + ROUND_AFTER);
+        self.checkpoint.retry = self.checkpoint.retry.filter(|t| *t > self.now);
+        let held = self.checkpoint.retry.is_some();
+        if held || (!self.pressed() && next > self.now) {
+            return false;
+        }
+        if nothing_flushed && !self.bugs().home_before_flush {
+            self.flusher.wanted = true;
+            self.checkpoint.retry = Some(self.now + RETRY_AFTER);
+            return false;
+        }
+        let target = if self.bugs().home_before_flush { applied } else { flushed };
+        let journal = &self.disk().journal;
+        let mut homes: Vec<Px> = (first..=target)
+            .filter_map(|s| journal.get(s))
+            .filter(|b| b.live > 0)
+            .flat_map(|b| b.homes.iter().copied())
+            .collect();
+        homes.sort_unstable();
+        homes.dedup();
+        self.checkpoint.stage = Stage::Homing(homes.into());
+        true
+    }
+
+    // ------------------------------------------------------------------------------------------ homes
+
+    fn home(&mut self, mut queue: VecDeque<Px>) -> bool {
+        while self.checkpoint.in_flight < DEPTH
+            && let Some(px) = queue.pop_front()
+        {
+            self.home_run(px, &mut queue);
+        }
+        let unflushed = !self.flusher.written.is_empty();
+        if !queue.is_empty() || self.checkpoint.in_flight > 0 || unflushed {
+            if queue.is_empty() && self.checkpoint.in_flight == 0 {
+                self.want_flush();
+            }
+            self.checkpoint.stage = Stage::Homing(queue);
+            return false;
+        }
+        let disk = self.disk();
+        let table = disk.table_pages.dirty_pages().into();
+        let records = disk.record_pages.dirty_pages().into();
+        self.checkpoint.stage = Stage::Paging(table, records);
+        true
+    }
+
+    /// Asks for a flush at once under pressure; else the next one that comes will do.
+    fn want_flush(&mut self) {
+        if self.pressed() {
+            self.flusher.wanted = true;
+        }
+    }
+
+    /// Flushed blocks of `px` go home, together with what lies next to them in the following extents.
+    fn home_run(&mut self, px: Px, queue: &mut VecDeque<Px>) {
+        let mut run: Vec<(Px, u8, u64)> = Vec::new();
+        let mut pieces: Vec<Payload> = Vec::new();
+        let mut start = 0;
+        let mut at = Some(px);
+        while let Some(px) = at.take() {
+            for (block, seq, payload) in self.ready_blocks(px) {
+                let place = u64::from(px) * u64::from(BLOCKS_PER_EXTENT) + u64::from(block);
+                if !run.is_empty() && (place != start + run.len() as u64 || run.len() >= RUN_MAX) {
+                    self.write_home(std::mem::take(&mut run), std::mem::take(&mut pieces));
+                }
+                if run.is_empty() {
+                    start = place;
+                }
+                run.push((px, block, seq));
+                pieces.push(payload);
+            }
+            let ends_here = run.last().is_some_and(|r| (r.0, u32::from(r.1)) == (px, BLOCKS_PER_EXTENT - 1));
+            if ends_here && run.len() < RUN_MAX {
+                at = queue.pop_front_if(|next| *next == px + 1);
+            }
+        }
+        if !run.is_empty() {
+            self.write_home(run, pieces);
+        }
+    }
+
+    /// Blocks of an extent that may go home now, ascending; none while it is read or written.
+    fn ready_blocks(&self, px: Px) -> Vec<(u8, u64, Payload)> {
+        let disk = self.disk();
+        let early = self.bugs().home_before_flush;
+        let flushed = if early { disk.journal.applied } else { disk.journal.flushed };
+        let usage = disk.table.get(px).usage;
+        let owned = usage == Use::Owned || (early && usage == Use::Fresh);
+        if !owned || disk.table.is_pinned(px) {
+            return Vec::new();
+        }
+        let mut ready: Vec<(u8, u64, Payload)> = disk
+            .overlay
+            .of(px)
+            .filter(|b| b.what == What::Data && b.way == Way::Pending && b.seq <= flushed)
+            .filter_map(|b| Some((b.block, b.seq, b.payload.clone()?)))
+            .collect();
+        ready.sort_unstable_by_key(|b| b.0);
+        ready
+    }
+
+    fn write_home(&mut self, run: Vec<(Px, u8, u64)>, pieces: Vec<Payload>) {
+        let disk = self.disk_mut();
+        for (px, block, _) in &run {
+            disk.overlay.find_mut(*px, u32::from(*block)).expect("just listed").way = Way::Writing;
+            disk.table.pin(*px);
+        }
+        let offset = disk.layout.data(run[0].0, u32::from(run[0].1));
+        self.checkpoint.in_flight += 1;
+        self.io(Job::Home(run), IoOp::Write { offset, pieces });
+    }
+
+    pub(crate) fn home_done(&mut self, run: &[(Px, u8, u64)]) {
+        self.checkpoint.in_flight -= 1;
+        let stamp = self.stamp;
+        let disk = self.disk.as_mut().expect("opened");
+        for (px, block, seq) in run {
+            disk.table.unpin(*px);
+            let found = disk.overlay.find_mut(*px, u32::from(*block));
+            if let Some(b) = found.filter(|b| b.seq == *seq && b.way == Way::Writing) {
+                b.way = Way::Written(stamp);
+                self.flusher.written.push((stamp, *px, *block, *seq));
+            }
+        }
+    }
+
+    // ------------------------------------------------------------------------------------------ pages
+
+    fn page(&mut self, mut table: VecDeque<u32>, mut records: VecDeque<u32>) -> bool {
+        while self.checkpoint.in_flight < DEPTH
+            && let Some(page) = table.pop_front()
+        {
+            self.write_table_page(page);
+        }
+        let flushed = self.disk().journal.flushed;
+        for _ in 0..records.len() {
+            let Some(page) = records.pop_front() else { break };
+            if self.checkpoint.in_flight < DEPTH && self.disk().record_pages.is_settled(page, flushed) {
+                self.write_record_page(page);
+            } else if self.checkpoint.in_flight >= DEPTH {
+                records.push_front(page);
+                break;
+            }
+        }
+        let disk = self.disk();
+        let idle = table.is_empty() && records.is_empty() && self.checkpoint.in_flight == 0;
+        if !idle || disk.table_pages.is_building() || disk.record_pages.is_building() {
+            if idle {
+                self.want_flush();
+            }
+            self.checkpoint.stage = Stage::Paging(table, records);
+            return false;
+        }
+        self.checkpoint.stage = Stage::Super;
+        true
+    }
+
+    fn write_table_page(&mut self, page: u32) {
+        let ahead = self.bugs().page_ahead;
+        let disk = self.disk_mut();
+        let Some((slot, sequence)) = disk.table_pages.begin(page) else { return };
+        let upto = if ahead { disk.journal.next_seq - 1 } else { disk.journal.flushed };
+        let mut buffer = PageBuf::zeroed(1);
+        let per = TABLE_PER_PAGE_U32;
+        for px in page * per..((page + 1) * per).min(disk.table.len()) {
+            let usage = disk.table.get(px).usage;
+            let shown = disk.table.get(px).in_page() && !(ahead && usage == Use::Freed);
+            if shown || (ahead && usage == Use::Fresh) {
+                put_extent(&mut buffer, (px - page * per) as usize, &disk.raw_extent(px));
+            }
+        }
+        let head = PageHead { sequence, upto };
+        seal_page(&mut buffer, Zone::Table, disk.drive, u64::from(page), head);
+        let offset = disk.layout.table_page(u64::from(page), slot);
+        self.checkpoint.in_flight += 1;
+        self.io(Job::TablePage(page), IoOp::Write { offset, pieces: vec![buffer.freeze()] });
+    }
+
+    fn write_record_page(&mut self, page: u32) {
+        let disk = self.disk_mut();
+        let Some((slot, sequence)) = disk.record_pages.begin(page) else { return };
+        let mut buffer = PageBuf::zeroed(1);
+        let per = RECORDS_PER_PAGE_U32;
+        for number in page * per..((page + 1) * per).min(disk.records.slots()) {
+            put_slot(&mut buffer, (number - page * per) as usize, &disk.records.content(number));
+        }
+        let head = PageHead { sequence, upto: disk.journal.flushed };
+        seal_page(&mut buffer, Zone::Records, disk.drive, u64::from(page), head);
+        let offset = disk.layout.record_page(u64::from(page), slot);
+        self.checkpoint.in_flight += 1;
+        self.io(Job::RecordPage(page), IoOp::Write { offset, pieces: vec![buffer.freeze()] });
+    }
+
+    pub(crate) fn page_done(&mut self, records: bool, page: u32) {
+        self.checkpoint.in_flight -= 1;
+        let stamp = self.stamp;
+        let disk = self.disk_mut();
+        let pages = if records { &mut disk.record_pages } else { &mut disk.table_pages };
+        pages.completed(page, stamp);
+    }
+
+    // ------------------------------------------------------------------------------------------ tail
+
+    /// The superblock with the new tail is written; the round is over once that is flushed.
+    fn end_round(&mut self) -> bool {
+        if self.disk().writing.is_some() || self.disk().journal.readers > 0 {
+            self.want_flush();
+            self.checkpoint.stage = Stage::Super;
+            return false;
+        }
+        self.checkpoint.next = None;
+        if !self.move_tail() {
+            self.checkpoint.retry = Some(self.now + RETRY_AFTER);
+            self.want_flush();
+        }
+        false
+    }
+
+    fn move_tail(&mut self) -> bool {
+        let disk = self.disk();
+        let pinned = disk.table_pages.pinned().min(disk.record_pages.pinned());
+        let seq = disk.journal.keep_from(pinned);
+        if seq <= disk.superblock.tail_seq {
+            return false;
+        }
+        let (tail, prev) = disk.journal.tail_at(seq, disk.superblock.tail_prev);
+        let mut new = disk.superblock.clone();
+        (new.tail, new.tail_seq, new.tail_prev) = (tail, seq, prev);
+        new.dropped.retain(|d| d.seq >= seq);
+        self.write_superblock(new);
+        true
+    }
+
+    /// Writes the next superblock into the slot that is not the newest flushed one.
+    pub(crate) fn write_superblock(&mut self, mut new: Superblock) {
+        let disk = self.disk_mut();
+        assert!(disk.writing.is_none(), "one superblock at a time");
+        new.sequence = disk.superblock.sequence + 1;
+        new.flushed = disk.journal.flushed.max(disk.superblock.flushed);
+        if std::mem::take(&mut disk.confirm) {
+            new.trusted = true;
+            new.confirmed = *new.openings.last().expect("this opening is there");
+        }
+        let offset = Layout::superblock(1 - disk.slot);
+        let pieces = vec![new.encode()];
+        disk.writing = Some(SuperblockWrite { new, stamp: None });
+        self.io(Job::Superblock, IoOp::Write { offset, pieces });
+    }
+    pub(crate) fn superblock_done(&mut self) {
+        let stamp = self.stamp;
+        self.disk_mut().writing.as_mut().expect("it was in flight").stamp = Some(stamp);
+        self.want_flush();
+        if matches!(self.phase, Phase::Closing(_)) {
+            self.flusher.wanted = true;
+        }
+    }
+    pub(crate) fn superblock_flushed(&mut self, mark: u64) {
+        let disk = self.disk_mut();
+        if disk.writing.as_ref().is_none_or(|w| w.stamp.is_none_or(|s| s > mark)) {
+            return;
+        }
+        let new = disk.writing.take().expect("just seen").new;
+        disk.slot = 1 - disk.slot;
+        if new.tail_seq > disk.superblock.tail_seq {
+            disk.journal.pass(new.tail_seq, new.tail);
+            self.intake.turn_ended |= self.intake.has_waiting();
+            self.intake.stalled = false;
+        }
+        self.disk_mut().superblock = new;
+    }
+
+    /// metad's confirmation is written down by itself if no checkpoint takes it along soon.
+    pub(crate) fn push_superblock(&mut self) {
+        let disk = self.disk();
+        if disk.confirm && disk.writing.is_none() && matches!(self.phase, Phase::Open) {
+            let new = disk.superblock.clone();
+            self.write_superblock(new);
+        }
+    }
+    pub(crate) fn confirmed(&mut self) {
+        if !matches!(self.phase, Phase::Open) || std::mem::replace(&mut self.serving, true) {
+            return;
+        }
+        self.disk_mut().confirm = true;
+    }
+
+    // ------------------------------------------------------------------------------------------ closing
+
+    pub(crate) fn close(&mut self) {
+        match self.phase {
+            Phase::Open => self.phase = Phase::Closing(false),
+            Phase::Opening(_) => {
+                self.phase = Phase::Closed;
+                self.effect(Effect::Closed);
+            }
+            _ => {}
+        }
+    }
+    /// Everything in a batch, everything flushed, then the clean mark, flushed.
+    pub(crate) fn push_close(&mut self) {
+        let Phase::Closing(marked) = self.phase else { return };
+        if self.intake.has_waiting() && self.can_seal() {
+            self.seal();
+        }
+        let quiet = self.intake.is_empty() && self.jobs.is_empty();
+        let disk = self.disk();
+        if !quiet || disk.writing.is_some() {
+            return;
+        }
+        if !marked {
+            if !self.all_flushed() {
+                self.flusher.wanted = true;
+                self.push_flush();
+            }
+            if !self.all_flushed() {
+                return;
+            }
+            if !self.jobs.is_empty() {
+                return;
+            }
+            self.phase = Phase::Closing(true);
+            let mut new = self.disk().superblock.clone();
+            new.clean = true;
+            self.write_superblock(new);
+            return;
+        }
+        if self.disk().superblock.clean {
+            self.phase = Phase::Closed;
+            self.effect(Effect::Closed);
+        }
+    }
+
+    fn all_flushed(&self) -> bool {
+        let journal = &self.disk().journal;
+        journal.flushed >= journal.applied && self.stamp <= self.flusher.mark
+    }
+
+    // ------------------------------------------------------------------------------------------ empty extents
+
+    /// Extents that hold only zeroes are freed, once nobody needs to know of the zeroes any more.
+    pub(crate) fn drop_zero_extents(&mut self) {
+        if !matches!(self.phase, Phase::Open) {
+            return;
+        }
+        let mut found: BTreeMap<(u32, u32, u32), [u32; 16]> = BTreeMap::new();
+        for _ in 0..self.checkpoint.empty.len().min(EMPTY_LOOKS) {
+            let Some(px) = self.checkpoint.empty.pop_front() else { break };
+            match self.disk().emptiness(px, &self.intake.users) {
+                Emptiness::Droppable => {
+                    let e = self.disk().table.get(px);
+                    let (extent, at) = (u32::from(e.extent), u32::from(e.extent) % DROP_EXTENTS);
+                    let key = (e.replica, e.generation.0, extent - at);
+                    found.entry(key).or_default()[(at / 32) as usize] |= 1 << (at % 32);
+                }
+                Emptiness::NotYet => self.checkpoint.empty.push_back(px),
+                Emptiness::Not => {}
+            }
+        }
+        for ((replica, generation, first), bits) in found {
+            let r = &self.disk().records.replica(replica).record;
+            let key = ExtentKey {
+                branch: r.branch,
+                chunk: r.chunk,
+                incarnation: r.incarnation,
+                extent: first,
+                generation: proto::Generation(generation),
+            };
+            let want = crate::intake::Hold { replica, first, end: first + DROP_EXTENTS, id: 0 };
+            if self.intake.conflicts(&want, usize::MAX) {
+                // A large write is under way there; the next look will find what is still empty.
+                self.look_again(&key, replica, &bits);
+                continue;
+            }
+            let hold = self.intake.hold(replica, first, first + DROP_EXTENTS);
+            let period = self.intake.enter();
+            let op = Op {
+                raw: drop_extents(&key, &bits),
+                payload: None,
+                slot: None,
+                replica,
+                px: NONE,
+                hold,
+                period,
+                source: crate::event::Source(0),
+                then: Then::Nothing,
+            };
+            self.intake.waiting.push_back(op);
+        }
+    }
+    fn look_again(&mut self, key: &ExtentKey, replica: u32, bits: &[u32; 16]) {
+        for i in (0..DROP_EXTENTS).filter(|i| bits[(i / 32) as usize] >> (i % 32) & 1 == 1) {
+            if let Some(px) = self.disk().find(replica, key.extent + i, key.generation) {
+                self.checkpoint.empty.push_back(px);
+            }
+        }
+    }
+}
+
+enum Emptiness {
+    Droppable,
+    /// Empty, but somebody may still need to know.
+    NotYet,
+    Not,
+}
+
+impl Disk {
+    fn emptiness(&self, px: Px, users: &proto::Map<Px, u32>) -> Emptiness {
+        let e = self.table.get(px);
+        let empty = e.usage == Use::Owned && !e.states.any_data() && self.overlay.extent(px).is_none();
+        if !empty || users.contains_key(&px) {
+            return Emptiness::Not;
+        }
+        let r = self.records.replica(e.replica);
+        let b = &self.records.branches[r.branch as usize];
+        if self.records.replica_number(r.record.branch, r.record.chunk) != Some(e.replica) {
+            return Emptiness::Not;
+        }
+        if b.record.parent.is_some() || e.next != NONE {
+            return Emptiness::Not;
+        }
+        let known = e.version() <= b.stored_durable && r.attempt.is_none();
+        if known { Emptiness::Droppable } else { Emptiness::NotYet }
+    }
+
+    /// The extent's entry as it stands on the drive.
+    pub(crate) fn raw_extent(&self, px: Px) -> RawExtent {
+        let e = self.table.get(px);
+        let r = &self.records.replica(e.replica).record;
+        let mut raw = RawExtent::new_zeroed();
+        raw.branch = r.branch.0.into();
+        raw.incarnation = r.incarnation.0.into();
+        raw.chunk = r.chunk.0.into();
+        raw.extent = U32::new(u32::from(e.extent));
+        raw.generation = e.generation.0.into();
+        let version = e.version();
+        raw.epoch = version.epoch.0.into();
+        raw.seq = version.seq.into();
+        raw.states = e.states.0.into();
+        raw.sums = e.sums.map(U32::new);
+        raw
+    }
+}

@@ -1,0 +1,156 @@
+//! The journal ring: batches in flight and those whose effects are not yet everywhere, and what pins its tail.
+//!
+//! Owns positions, the chain of checksums, and per batch what keeps the tail from passing it. Invariants:
+//! batches take effect in order (prefix marks); `tail <= first live batch <= applied <= head`; a batch is passed
+//! only when its blocks are home, or superseded by *flushed* entries.
+
+use crate::layout::Layout;
+use crate::op::Op;
+use crate::table::Px;
+use proto::limits::{BLOCK, REPLAY_MAX};
+use std::collections::VecDeque;
+
+/// Journal writes in flight at once. More would make small batches.
+pub const IN_FLIGHT: usize = 2;
+
+/// A batch that the ring holds.
+pub struct Batch {
+    /// Where its header begins, in pages since format.
+    pub position: u64,
+    pub pages: u64,
+    /// Checksum of its header.
+    pub crc: u32,
+    /// Overlay blocks that it holds the newest copy of.
+    pub live: u32,
+    /// Least batch that must stay until this one is flushed: it holds what this one supersedes.
+    pub hold: u64,
+    /// Homes of its blocks.
+    pub homes: Vec<Px>,
+    /// Its entries, until they take effect.
+    pub ops: Vec<Op>,
+    /// When its write completed.
+    pub stamp: Option<u64>,
+    pub larges: u32,
+}
+
+pub struct Journal {
+    layout: Layout,
+    /// Flushed tail: the ring before it may be overwritten.
+    pub tail: u64,
+    pub head: u64,
+    /// Number of the next batch, and checksum of the newest header.
+    pub next_seq: u64,
+    pub crc: u32,
+    /// From `first_seq` on.
+    batches: VecDeque<Batch>,
+    first_seq: u64,
+    /// Batches up to here have taken effect / are flushed.
+    pub applied: u64,
+    pub flushed: u64,
+    pub in_flight: usize,
+    /// Reads of the ring in flight: the tail stays.
+    pub readers: u32,
+}
+
+impl Journal {
+    /// An empty ring whose next batch is `next_seq` at `head`, everything before it flushed.
+    #[must_use]
+    pub fn new(layout: Layout, tail: u64, first_seq: u64, crc: u32) -> Journal {
+        Journal {
+            layout,
+            tail,
+            head: tail,
+            next_seq: first_seq,
+            crc,
+            batches: VecDeque::new(),
+            first_seq,
+            applied: first_seq - 1,
+            flushed: first_seq - 1,
+            in_flight: 0,
+            readers: 0,
+        }
+    }
+    /// Pages that may be in use at once: the ring, but never more than may be replayed.
+    #[must_use]
+    pub fn window(&self) -> u64 {
+        self.layout.journal_pages.min(REPLAY_MAX / BLOCK as u64)
+    }
+    #[must_use]
+    pub fn used(&self) -> u64 {
+        self.head - self.tail
+    }
+    /// Where a batch of `pages` would begin; `None` if there is no room.
+    #[must_use]
+    pub fn room(&self, pages: u64) -> Option<u64> {
+        let start = self.layout.batch_start(self.head);
+        (start + pages <= self.tail + self.window()).then_some(start)
+    }
+    /// A new batch at the head; its number.
+    pub fn push(&mut self, batch: Batch) -> u64 {
+        let seq = self.next_seq;
+        self.head = batch.position + batch.pages;
+        self.crc = batch.crc;
+        self.next_seq += 1;
+        self.batches.push_back(batch);
+        seq
+    }
+    #[must_use]
+    pub fn get(&self, seq: u64) -> Option<&Batch> {
+        seq.checked_sub(self.first_seq).and_then(|i| self.batches.get(usize::try_from(i).ok()?))
+    }
+    pub fn get_mut(&mut self, seq: u64) -> &mut Batch {
+        let at = usize::try_from(seq - self.first_seq).expect("a batch of the ring");
+        &mut self.batches[at]
+    }
+    /// The first batch that the ring still needs.
+    #[must_use]
+    pub fn first_seq(&self) -> u64 {
+        self.first_seq
+    }
+    /// A block of batch `seq` entered the overlay, in place of one of batch `old` if there was one.
+    pub fn block_in(&mut self, seq: u64, old: Option<u64>) {
+        self.get_mut(seq).live += 1;
+        if let Some(old) = old {
+            self.block_superseded(old, seq);
+        }
+    }
+    /// What batch `old` held of a block is superseded by batch `by`.
+    pub fn block_superseded(&mut self, old: u64, by: u64) {
+        self.get_mut(old).live -= 1;
+        let b = self.get_mut(by);
+        b.hold = b.hold.min(old);
+    }
+    /// A block of batch `seq` is home and flushed.
+    pub fn block_out(&mut self, seq: u64) {
+        self.get_mut(seq).live -= 1;
+    }
+    /// The least batch that cannot be passed on account of the overlay; `pages`: what the pages pin.
+    #[must_use]
+    pub fn keep_from(&self, pages: u64) -> u64 {
+        let unflushed = self.flushed + 1;
+        let held = (unflushed..self.next_seq).filter_map(|s| self.get(s)).map(|b| b.hold).min();
+        let limit = unflushed.min(pages).min(held.unwrap_or(u64::MAX));
+        (self.first_seq..limit).find(|s| self.get(*s).is_some_and(|b| b.live > 0)).unwrap_or(limit)
+    }
+    /// Where the tail would be if it passed everything before batch `seq`: position, checksum before it.
+    #[must_use]
+    pub fn tail_at(&self, seq: u64, prev: u32) -> (u64, u32) {
+        let crc = if seq == self.first_seq { prev } else { self.get(seq - 1).map_or(self.crc, |b| b.crc) };
+        (self.get(seq).map_or(self.head, |b| b.position), crc)
+    }
+    /// The tail is flushed at batch `seq`, position `tail`: what lies before is forgotten.
+    pub fn pass(&mut self, seq: u64, tail: u64) {
+        while self.first_seq < seq {
+            let b = self.batches.pop_front().expect("the tail lies within the ring");
+            assert_eq!(b.live, 0, "batch {} is passed while blocks are not home", self.first_seq);
+            self.first_seq += 1;
+        }
+        assert!(self.tail <= tail && tail <= self.head, "the tail moves forward within the ring");
+        self.tail = tail;
+    }
+    /// Large entries in batches that are not flushed.
+    #[must_use]
+    pub fn unflushed_larges(&self) -> u32 {
+        (self.flushed + 1..self.next_seq).filter_map(|s| self.get(s)).map(|b| b.larges).sum()
+    }
+}

@@ -1,0 +1,95 @@
+//! An admitted operation: its journal entry, and what is owed when it has taken effect.
+
+use crate::disk::entry::{FLAG_LARGE, KIND_PULL, SLOT_UNITS};
+use crate::disk::page::RECORD_SLOT;
+use crate::event::Source;
+use crate::table::{NONE, Px};
+use proto::control::HeldReplica;
+use proto::record::{KIND_WRITE, KIND_ZERO, RawRecord};
+use proto::{BranchId, Payload};
+
+/// An admitted operation.
+pub struct Op {
+    pub raw: RawRecord,
+    /// Bytes that go into the journal behind the header.
+    pub payload: Option<Payload>,
+    /// A record slot's new content.
+    pub slot: Option<Box<[u8; RECORD_SLOT]>>,
+    /// Number of the replica; `NONE` for changes of records.
+    pub replica: u32,
+    /// Home; `NONE` if it has none (of its own).
+    pub px: Px,
+    /// The hold that goes when it has taken effect; 0 if none.
+    pub hold: u64,
+    /// Period of admission: flushes wait for whole periods.
+    pub period: u64,
+    pub source: Source,
+    pub then: Then,
+}
+
+/// What is owed.
+pub enum Then {
+    Nothing,
+    /// An acknowledgement; `extents`: taken from the session's credit.
+    Ack {
+        extents: u32,
+    },
+    /// `Done`, and a notice.
+    Repaired {
+        token: u64,
+    },
+    Done {
+        token: u64,
+    },
+    Pulled {
+        token: u64,
+        written: u32,
+    },
+    /// Once a flush covers it.
+    Flushed(Box<Answer>),
+}
+
+/// Owed once a flush covers the entry.
+pub enum Answer {
+    Done { source: Source, token: u64, branch: BranchId },
+    Report { source: Source, token: u64, branch: BranchId, fence: u32 },
+    DoubtEnded { source: Source, token: u64, branch: BranchId },
+    Deleted { replicas: Vec<HeldReplica> },
+}
+
+impl Op {
+    /// A change of records, for nobody.
+    #[must_use]
+    pub fn record(raw: RawRecord, slot: [u8; RECORD_SLOT], period: u64) -> Op {
+        Op {
+            raw,
+            payload: None,
+            slot: Some(Box::new(slot)),
+            replica: NONE,
+            px: NONE,
+            hold: 0,
+            period,
+            source: Source(0),
+            then: Then::Nothing,
+        }
+    }
+    /// Units of 128 bytes in the header.
+    #[must_use]
+    pub fn units(&self) -> usize {
+        if self.slot.is_some() { SLOT_UNITS } else { 1 }
+    }
+    /// Blocks behind the header.
+    #[must_use]
+    pub fn blocks(&self) -> usize {
+        self.payload.as_ref().map_or(0, Payload::blocks)
+    }
+    #[must_use]
+    pub fn is_large(&self) -> bool {
+        self.raw.flags & FLAG_LARGE != 0
+    }
+    /// True if it came from a session and may be dropped while it waits.
+    #[must_use]
+    pub fn is_data(&self) -> bool {
+        matches!(self.raw.kind, KIND_WRITE | KIND_ZERO | KIND_PULL)
+    }
+}

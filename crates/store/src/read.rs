@@ -1,0 +1,357 @@
+//! Reads: the newest generation up to a view that has the block, from the overlay or from home, verified.
+//!
+//! Reads never wait for the journal. What is read from the drive is pinned meanwhile: nothing overwrites it.
+
+use crate::disk::page::Presence;
+use crate::event::{IoOp, IoResult, Notice, Source};
+use crate::listing::mix;
+use crate::overlay::What;
+use crate::store::{Disk, Job, Store};
+use crate::table::{NONE, Px};
+use proto::limits::{BLOCK, BLOCKS_PER_EXTENT, FRAME_PAYLOAD_MAX};
+use proto::message::{BlockState, Reply, Request, Run, Scope, View};
+use proto::record::Sum;
+use proto::{BranchId, ChunkIndex, Generation, PageBuf, Payload, Refusal, Version};
+
+/// Extents that one `Verify` may ask for.
+const VERIFY_MAX: u32 = 256;
+
+/// Where a block's bytes are.
+#[derive(Clone)]
+pub(crate) enum Bytes {
+    None,
+    Memory(Payload),
+    /// Byte offset on the drive; and the extent that is pinned, or the journal's ring.
+    Drive {
+        offset: u64,
+        px: Option<Px>,
+    },
+}
+
+/// A block as seen in a view.
+#[derive(Clone)]
+pub(crate) struct Seen {
+    pub state: BlockState,
+    pub version: Version,
+    pub generation: Generation,
+    pub sum: Sum,
+    pub bytes: Bytes,
+}
+
+/// Consecutive blocks that one I/O reads.
+struct Part {
+    first: usize,
+    count: usize,
+}
+
+enum Kind {
+    Read,
+    Verify { first_extent: u32 },
+}
+
+pub(crate) struct ReadJob {
+    source: Source,
+    token: u64,
+    branch: BranchId,
+    chunk: ChunkIndex,
+    first: u32,
+    kind: Kind,
+    blocks: Vec<Seen>,
+    parts: Vec<Part>,
+    waiting: usize,
+    /// All data came by one read, whole and good: it is the answer.
+    whole: Option<Payload>,
+}
+
+impl Disk {
+    /// A block of a replica as a view sees it. `media`: bytes from the drive, even if they are in memory.
+    pub(crate) fn look(&self, replica: u32, block: u32, view: View, media: bool) -> Seen {
+        let (extent, at) = (block / BLOCKS_PER_EXTENT, block % BLOCKS_PER_EXTENT);
+        let mut px = self.records.replica(replica).index.get(extent);
+        while px != NONE {
+            let e = self.table.get(px);
+            let visible = match view {
+                View::Head => true,
+                View::At(g) => e.generation <= g,
+            };
+            if visible && let Some(seen) = self.look_at(px, at, media) {
+                return seen;
+            }
+            px = e.next;
+        }
+        let nothing = Generation(0);
+        Seen {
+            state: BlockState::Absent,
+            version: Version::ZERO,
+            generation: nothing,
+            sum: Sum(0),
+            bytes: Bytes::None,
+        }
+    }
+    /// ... in one physical extent; `None` if it does not have the block.
+    fn look_at(&self, px: Px, at: u32, media: bool) -> Option<Seen> {
+        let e = self.table.get(px);
+        let (state, sum, bytes) = match self.overlay.get(px, at) {
+            Some(b) => match b.what {
+                What::Absent => return None,
+                What::Zero => (BlockState::Zero, Sum(0), Bytes::None),
+                What::Bad => (BlockState::Bad, Sum(b.sum), Bytes::None),
+                What::Data if media => {
+                    let offset = self.layout.journal(b.position);
+                    (BlockState::Data, Sum(b.sum), Bytes::Drive { offset, px: None })
+                }
+                What::Data => (BlockState::Data, Sum(b.sum), Bytes::Memory(b.payload.clone()?)),
+            },
+            None => match e.states.get(at) {
+                Presence::Absent => return None,
+                Presence::Zero => (BlockState::Zero, Sum(0), Bytes::None),
+                Presence::Data => {
+                    let bytes = Bytes::Drive { offset: self.layout.data(px, at), px: Some(px) };
+                    (BlockState::Data, Sum(e.sums[at as usize]), bytes)
+                }
+            },
+        };
+        Some(Seen { state, version: self.version(px), generation: e.generation, sum, bytes })
+    }
+}
+
+impl Store {
+    pub(crate) fn read_request(
+        &mut self,
+        source: Source,
+        token: u64,
+        scope: &Scope,
+        request: &Request,
+    ) -> Result<(), Refusal> {
+        let (view, first, count, media, kind, resync) = match request {
+            Request::Read { view, range, media, source_process } => {
+                (*view, range.first, range.count, *media, Kind::Read, source_process.is_some())
+            }
+            Request::Verify { view, first_extent, extents } => {
+                if *extents > VERIFY_MAX {
+                    return Err(Refusal::Invalid);
+                }
+                let first = first_extent.checked_mul(BLOCKS_PER_EXTENT).ok_or(Refusal::Invalid)?;
+                let kind = Kind::Verify { first_extent: *first_extent };
+                (*view, first, extents * BLOCKS_PER_EXTENT, true, kind, false)
+            }
+            _ => return Err(Refusal::Invalid),
+        };
+        let replica = self.check_reader(scope, view, resync)?;
+        let end = first.checked_add(count).ok_or(Refusal::Invalid)?;
+        let whole_answer = matches!(kind, Kind::Read) && count as usize * BLOCK > FRAME_PAYLOAD_MAX;
+        if count == 0 || end > self.chunk_blocks(replica) || whole_answer {
+            return Err(Refusal::Invalid);
+        }
+        let blocks = (first..end).map(|b| self.disk().look(replica, b, view, media)).collect();
+        let (branch, chunk) = (scope.branch, scope.chunk);
+        let job = ReadJob {
+            source,
+            token,
+            branch,
+            chunk,
+            first,
+            kind,
+            blocks,
+            parts: Vec::new(),
+            waiting: 0,
+            whole: None,
+        };
+        self.begin_read(job);
+        Ok(())
+    }
+
+    /// Who may read: the head, nobody of an older epoch; resync, only from a replica not in doubt.
+    pub(crate) fn check_reader(&self, scope: &Scope, view: View, resync: bool) -> Result<u32, Refusal> {
+        let replica = self.check_replica(scope)?;
+        if view == View::Head && self.branch_epoch(scope.branch).is_some_and(|e| scope.epoch < e) {
+            return Err(Refusal::OldEpoch);
+        }
+        if resync && self.disk().records.branch_of(replica).in_doubt {
+            return Err(Refusal::InDoubt);
+        }
+        Ok(replica)
+    }
+
+    fn begin_read(&mut self, mut job: ReadJob) {
+        let mut next_offset = None;
+        for (i, seen) in job.blocks.iter().enumerate() {
+            let Bytes::Drive { offset, .. } = seen.bytes else {
+                next_offset = None;
+                continue;
+            };
+            match job.parts.last_mut() {
+                Some(part) if next_offset == Some(offset) => part.count += 1,
+                _ => job.parts.push(Part { first: i, count: 1 }),
+            }
+            next_offset = Some(offset + BLOCK as u64);
+        }
+        job.waiting = job.parts.len();
+        let id = self.reads.insert(job);
+        for part in 0..self.reads[id].parts.len() {
+            self.issue_part(id, part);
+        }
+        if self.reads[id].waiting == 0 {
+            self.finish_read(id);
+        }
+    }
+
+    fn issue_part(&mut self, id: usize, part: usize) {
+        let job = &self.reads[id];
+        let Part { first, count } = job.parts[part];
+        let mut at = None;
+        let disk = self.disk.as_mut().expect("opened");
+        for seen in &job.blocks[first..first + count] {
+            let Bytes::Drive { offset, px } = seen.bytes else { continue };
+            at.get_or_insert(offset);
+            match px {
+                Some(px) => disk.table.pin(px),
+                None => disk.journal.readers += 1,
+            }
+        }
+        let blocks = u32::try_from(count).expect("at most a chunk");
+        self.io(
+            Job::Read(id, part),
+            IoOp::Read { offset: at.expect("parts are read from the drive"), blocks },
+        );
+    }
+
+    pub(crate) fn read_done(&mut self, id: usize, part: usize, result: IoResult) {
+        let job = &mut self.reads[id];
+        let Part { first, count } = job.parts[part];
+        let disk = self.disk.as_mut().expect("opened");
+        for seen in &job.blocks[first..first + count] {
+            match seen.bytes {
+                Bytes::Drive { px: Some(px), .. } => disk.table.unpin(px),
+                Bytes::Drive { px: None, .. } => disk.journal.readers -= 1,
+                _ => {}
+            }
+        }
+        job.waiting -= 1;
+        match result {
+            IoResult::Read(bytes) => job.take(part, &bytes),
+            _ if count == 1 => job.blocks[first].state = BlockState::Bad,
+            _ => {
+                // One bad sector must not spoil its neighbours: each block by itself.
+                for i in first..first + count {
+                    self.reads[id].parts.push(Part { first: i, count: 1 });
+                    self.reads[id].waiting += 1;
+                    let part = self.reads[id].parts.len() - 1;
+                    self.issue_part(id, part);
+                }
+            }
+        }
+        if self.reads[id].waiting == 0 {
+            self.finish_read(id);
+        }
+    }
+
+    fn finish_read(&mut self, id: usize) {
+        let job = self.reads.remove(id);
+        for (i, seen) in job.blocks.iter().enumerate().filter(|(_, s)| s.state == BlockState::Bad) {
+            let block = job.first + u32::try_from(i).expect("within a chunk");
+            self.notice(Notice::BadBlock { branch: job.branch, chunk: job.chunk, block, state: seen.state });
+        }
+        let has_parent = self.disk().records.branch(job.branch).is_some_and(|b| b.record.parent.is_some());
+        let (source, token, branch) = (job.source, job.token, job.branch);
+        let reply = match job.kind {
+            Kind::Read => job.answer(),
+            Kind::Verify { first_extent } => job.verdict(first_extent, has_parent),
+        };
+        self.reply(source, token, branch, reply);
+    }
+}
+
+impl ReadJob {
+    /// Bytes have come: each block is checked.
+    fn take(&mut self, part: usize, bytes: &Payload) {
+        let Part { first, count } = self.parts[part];
+        let mut good = bytes.blocks() == count;
+        for i in 0..count.min(bytes.blocks()) {
+            let seen = &mut self.blocks[first + i];
+            if Sum::of(bytes.block(i)) == seen.sum {
+                seen.bytes = Bytes::Memory(bytes.slice(i, 1));
+            } else {
+                seen.state = BlockState::Bad;
+                seen.bytes = Bytes::None;
+                good = false;
+            }
+        }
+        if good && self.parts.len() == 1 {
+            self.whole = Some(bytes.clone());
+        }
+    }
+
+    fn answer(self) -> Reply {
+        let mut runs: Vec<Run> = Vec::new();
+        let mut sums = Vec::new();
+        for (i, s) in self.blocks.iter().enumerate() {
+            let new_extent = (self.first as usize + i).is_multiple_of(BLOCKS_PER_EXTENT as usize);
+            let same = |r: &Run| {
+                (r.state, r.version, r.generation) == (s.state, s.version, s.generation)
+                    && (!new_extent || s.state == BlockState::Absent)
+            };
+            match runs.last_mut() {
+                Some(r) if same(r) => r.count += 1,
+                _ => {
+                    runs.push(Run { count: 1, state: s.state, version: s.version, generation: s.generation })
+                }
+            }
+            if s.state == BlockState::Data {
+                sums.push(s.sum);
+            }
+        }
+        let payload = self.payload(sums.len());
+        Reply::ReadDone { runs, sums, payload }
+    }
+
+    /// The data blocks, in order: without a copy where they came in one piece.
+    fn payload(self, count: usize) -> Payload {
+        if let Some(whole) = self.whole.filter(|w| w.blocks() == count) {
+            return whole;
+        }
+        let data: Vec<Payload> = self
+            .blocks
+            .into_iter()
+            .filter(|s| s.state == BlockState::Data)
+            .filter_map(|s| if let Bytes::Memory(p) = s.bytes { Some(p) } else { None })
+            .collect();
+        assert_eq!(data.len(), count, "each good block has its bytes");
+        if let [one] = &data[..] {
+            return one.clone();
+        }
+        let mut out = PageBuf::zeroed(count);
+        for (to, from) in out.bytes_mut().chunks_exact_mut(BLOCK).zip(&data) {
+            to.copy_from_slice(from.bytes());
+        }
+        out.freeze()
+    }
+
+    /// Hashes of states and bytes per extent, and the blocks that fail.
+    fn verdict(&self, first_extent: u32, has_parent: bool) -> Reply {
+        let mut extents = Vec::new();
+        let mut bad = Vec::new();
+        for (i, blocks) in (first_extent..).zip(self.blocks.chunks(BLOCKS_PER_EXTENT as usize)) {
+            let mut hash = 0;
+            for (b, seen) in (0..).zip(blocks) {
+                let state = match seen.state {
+                    BlockState::Bad => {
+                        bad.push(i * BLOCKS_PER_EXTENT + b);
+                        3
+                    }
+                    BlockState::Data => 1,
+                    BlockState::Zero if has_parent => 2,
+                    BlockState::Zero | BlockState::Absent => 0,
+                };
+                hash = mix(hash, state);
+                if let (BlockState::Data, Bytes::Memory(p)) = (seen.state, &seen.bytes) {
+                    for word in p.bytes().chunks_exact(8) {
+                        hash = mix(hash, u64::from_le_bytes(word.try_into().expect("8 bytes")));
+                    }
+                }
+            }
+            extents.push((i, hash));
+        }
+        Reply::Verified { extents, bad }
+    }
+}

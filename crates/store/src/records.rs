@@ -1,0 +1,267 @@
+//! What the drive keeps about branches and replicas: in memory, each in a slot of the record pages.
+//!
+//! The state here is the *admitted* one: a change is made at once and its entry pushed; a record page waits
+//! until every change it would show is flushed. Never decides who may change what: admission does.
+
+use crate::disk::page::{BranchRecord, ReplicaRecord, Slot};
+use crate::event::Source;
+use crate::table::ExtentIndex;
+use proto::limits::BLOCKS_PER_EXTENT;
+use proto::{BranchId, ChunkIndex, Map, Version};
+use slab::Slab;
+use std::collections::{BTreeMap, VecDeque};
+
+/// A branch with at least one replica here.
+pub struct Branch {
+    pub record: BranchRecord,
+    pub slot: u32,
+    pub in_doubt: bool,
+    /// Chunk -> number of its replica.
+    pub replicas: BTreeMap<ChunkIndex, u32>,
+    /// Extents granted and not yet used.
+    pub credits: u64,
+    /// Marks have risen since they were last journaled.
+    pub marks_dirty: bool,
+    /// The durable mark that is stored and flushed.
+    pub stored_durable: Version,
+}
+
+/// A resync attempt with a replica here as its target.
+pub struct AttemptState {
+    pub number: u64,
+    pub source: Source,
+    /// Blocks written or discarded since it began; they win over what is pulled.
+    pub written: BlockSet,
+}
+
+pub struct Replica {
+    pub branch: u32,
+    pub record: ReplicaRecord,
+    pub slot: u32,
+    pub index: ExtentIndex,
+    pub attempt: Option<AttemptState>,
+}
+
+/// A set of blocks of a chunk.
+#[derive(Default, Clone, Debug)]
+pub struct BlockSet {
+    words: Vec<u16>,
+}
+impl BlockSet {
+    pub fn insert(&mut self, first: u32, count: u32) {
+        for b in first..first + count {
+            let at = (b / BLOCKS_PER_EXTENT) as usize;
+            if at >= self.words.len() {
+                self.words.resize(at + 1, 0);
+            }
+            self.words[at] |= 1 << (b % BLOCKS_PER_EXTENT);
+        }
+    }
+    /// The blocks of one extent, a bit each.
+    #[must_use]
+    pub fn of_extent(&self, extent: u32) -> u16 {
+        self.words.get(extent as usize).copied().unwrap_or(0)
+    }
+}
+
+/// Whose a slot is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Owner {
+    Nobody,
+    Branch(u32),
+    Replica(u32),
+}
+
+pub struct Records {
+    pub branches: Slab<Branch>,
+    pub replicas: Slab<Replica>,
+    by_branch: Map<BranchId, u32>,
+    by_chunk: Map<(BranchId, ChunkIndex), u32>,
+    owners: Vec<Owner>,
+    free: Vec<u32>,
+    /// Deleted replicas whose extents are not settled: until this batch is flushed.
+    dying: VecDeque<(u64, u32)>,
+}
+
+impl Records {
+    #[must_use]
+    pub fn new(slots: u32) -> Records {
+        Records {
+            branches: Slab::new(),
+            replicas: Slab::new(),
+            by_branch: Map::default(),
+            by_chunk: Map::default(),
+            owners: vec![Owner::Nobody; slots as usize],
+            free: (0..slots).rev().collect(),
+            dying: VecDeque::new(),
+        }
+    }
+    #[must_use]
+    pub fn branch_number(&self, branch: BranchId) -> Option<u32> {
+        self.by_branch.get(&branch).copied()
+    }
+    #[must_use]
+    pub fn branch(&self, branch: BranchId) -> Option<&Branch> {
+        self.branch_number(branch).map(|n| &self.branches[n as usize])
+    }
+    pub fn branch_mut(&mut self, branch: BranchId) -> Option<&mut Branch> {
+        self.branch_number(branch).map(|n| &mut self.branches[n as usize])
+    }
+    #[must_use]
+    pub fn replica_number(&self, branch: BranchId, chunk: ChunkIndex) -> Option<u32> {
+        self.by_chunk.get(&(branch, chunk)).copied()
+    }
+    #[must_use]
+    pub fn replica(&self, number: u32) -> &Replica {
+        &self.replicas[number as usize]
+    }
+    pub fn replica_mut(&mut self, number: u32) -> &mut Replica {
+        &mut self.replicas[number as usize]
+    }
+    #[must_use]
+    pub fn branch_of(&self, replica: u32) -> &Branch {
+        &self.branches[self.replica(replica).branch as usize]
+    }
+    /// Slots that nothing uses.
+    #[must_use]
+    pub fn free_slots(&self) -> usize {
+        self.free.len()
+    }
+    /// Branches in the order of their ids.
+    #[must_use]
+    pub fn sorted(&self) -> Vec<&Branch> {
+        let mut all: Vec<&Branch> = self.branches.iter().map(|(_, b)| b).collect();
+        all.sort_by_key(|b| b.record.branch);
+        all
+    }
+
+    /// A new branch, in a free slot (the caller has asked that there is one).
+    pub fn add_branch(&mut self, record: BranchRecord) -> u32 {
+        let slot = self.free.pop().expect("the caller has counted the slots");
+        self.insert_branch(record, slot)
+    }
+    fn insert_branch(&mut self, record: BranchRecord, slot: u32) -> u32 {
+        let id = record.branch;
+        let stored_durable = record.marks.durable;
+        let branch = Branch {
+            record,
+            slot,
+            in_doubt: false,
+            replicas: BTreeMap::new(),
+            credits: 0,
+            marks_dirty: false,
+            stored_durable,
+        };
+        let number = u32::try_from(self.branches.insert(branch)).expect("no more than slots");
+        self.by_branch.insert(id, number);
+        self.owners[slot as usize] = Owner::Branch(number);
+        number
+    }
+    /// A new replica of a known branch, in a free slot.
+    pub fn add_replica(&mut self, record: ReplicaRecord) -> u32 {
+        let slot = self.free.pop().expect("the caller has counted the slots");
+        self.insert_replica(record, slot)
+    }
+    fn insert_replica(&mut self, record: ReplicaRecord, slot: u32) -> u32 {
+        let branch = self.by_branch[&record.branch];
+        let key = (record.branch, record.chunk);
+        let replica = Replica { branch, record, slot, index: ExtentIndex::default(), attempt: None };
+        let number = u32::try_from(self.replicas.insert(replica)).expect("no more than slots");
+        self.by_chunk.insert(key, number);
+        self.branches[branch as usize].replicas.insert(key.1, number);
+        self.owners[slot as usize] = Owner::Replica(number);
+        number
+    }
+
+    /// Forgets a replica as far as requests go; its extents are still on the drive. Gives back the slots that are
+    /// empty now: its own, and its branch's if it was the last one.
+    pub fn delete_replica(&mut self, number: u32) -> Vec<u32> {
+        let (branch, slot, key) = {
+            let r = self.replica(number);
+            (r.branch, r.slot, (r.record.branch, r.record.chunk))
+        };
+        self.by_chunk.remove(&key);
+        let mut emptied = vec![slot];
+        let b = &mut self.branches[branch as usize];
+        b.replicas.remove(&key.1);
+        if b.replicas.is_empty() {
+            emptied.push(b.slot);
+            self.by_branch.remove(&key.0);
+            self.branches.remove(branch as usize);
+        }
+        for slot in &emptied {
+            self.owners[*slot as usize] = Owner::Nobody;
+            self.free.push(*slot);
+        }
+        emptied
+    }
+    /// The deletion is in this batch: what is left of the replica goes once that is flushed.
+    pub fn bury(&mut self, number: u32, seq: u64) {
+        self.dying.push_back((seq, number));
+    }
+    /// Entries up to `flushed` are flushed, and the table has settled.
+    pub fn settle(&mut self, flushed: u64) {
+        while let Some((_, number)) = self.dying.pop_front_if(|d| d.0 <= flushed) {
+            self.replicas.remove(number as usize);
+        }
+    }
+
+    /// What a slot holds now: for its page.
+    #[must_use]
+    pub fn content(&self, slot: u32) -> Slot {
+        match self.owners[slot as usize] {
+            Owner::Nobody => Slot::Empty,
+            Owner::Branch(n) => Slot::Branch(self.branches[n as usize].record.clone()),
+            Owner::Replica(n) => Slot::Replica(self.replica(n).record.clone()),
+        }
+    }
+    #[must_use]
+    pub fn slots(&self) -> u32 {
+        u32::try_from(self.owners.len()).expect("made from a u32")
+    }
+
+    /// A branch whose replicas were never made is forgotten.
+    pub fn forget_empty_branches(&mut self) {
+        let empty: Vec<u32> = self
+            .by_branch
+            .values()
+            .copied()
+            .filter(|n| self.branches[*n as usize].replicas.is_empty())
+            .collect();
+        for n in empty {
+            let b = self.branches.remove(n as usize);
+            self.by_branch.remove(&b.record.branch);
+            self.owners[b.slot as usize] = Owner::Nobody;
+            self.free.push(b.slot);
+        }
+    }
+
+    /// After recovery: from what the slots hold. Replicas whose branch is missing are left out (their slots are
+    /// given back): cannot be, unless a page is damaged.
+    pub fn restore(slots: Vec<Slot>) -> (Records, Vec<u32>) {
+        let count = u32::try_from(slots.len()).expect("as many as the zone has");
+        let mut records = Records::new(count);
+        let mut replicas = Vec::new();
+        let mut orphans = Vec::new();
+        let mut empty = Vec::new();
+        for (number, slot) in (0..count).zip(slots) {
+            match slot {
+                Slot::Empty => empty.push(number),
+                Slot::Branch(b) => {
+                    records.insert_branch(b, number);
+                }
+                Slot::Replica(r) => replicas.push((number, r)),
+            }
+        }
+        for (number, r) in replicas {
+            let known = records.by_branch.contains_key(&r.branch);
+            if known && !records.by_chunk.contains_key(&(r.branch, r.chunk)) {
+                records.insert_replica(r, number);
+            } else {
+                orphans.push(number);
+            }
+        }
+        records.free = empty.into_iter().chain(orphans.iter().copied()).rev().collect();
+        (records, orphans)
+    }
+}

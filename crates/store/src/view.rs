@@ -1,0 +1,215 @@
+//! The store's true state, read-only: for the simulator's properties, metrics and tests.
+
+use crate::op::Then;
+use crate::overlay::Way;
+use crate::read::Bytes;
+use crate::store::{Phase, Store};
+use crate::table::{NONE, Use};
+use proto::control::HeldReplica;
+use proto::message::{BlockState, View};
+use proto::record::Sum;
+use proto::{BranchId, ChunkIndex, ConfigNumber, DriveId, Epoch, Incarnation, Marks, NodeId, Version};
+
+/// A block as the store's memory has it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum BlockView {
+    /// Written; its checksum. Whether the drive still has the bytes is another question.
+    Data(Sum),
+    Zero,
+    Absent,
+}
+
+/// A branch as the store's memory has it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct BranchView {
+    pub epoch: Epoch,
+    pub holder: NodeId,
+    pub marks: Marks,
+    pub in_doubt: bool,
+    /// Extents granted to its session and not used.
+    pub credits: u64,
+}
+
+/// Figures for metrics. Pages of 4 KiB, extents of 64 KiB.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Usage {
+    pub extents: u32,
+    pub free_extents: u32,
+    pub reserved_extents: u32,
+    pub journal_used: u64,
+    pub journal_window: u64,
+    pub overlay_blocks: usize,
+    pub waiting: usize,
+}
+
+impl Store {
+    /// True once the drive has been read, until it fails or is closed.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        matches!(self.phase, Phase::Open | Phase::Closing(_))
+    }
+    /// True if requests are answered: open, and confirmed by metad (or the same boot).
+    #[must_use]
+    pub fn is_serving(&self) -> bool {
+        matches!(self.phase, Phase::Open) && self.serving
+    }
+    #[must_use]
+    pub fn has_failed(&self) -> bool {
+        matches!(self.phase, Phase::Failed)
+    }
+    /// From the superblock; `None` before it is read.
+    #[must_use]
+    pub fn drive_id(&self) -> Option<DriveId> {
+        self.disk.as_ref().map(|d| d.drive)
+    }
+    /// State of a block (as acknowledged) in a view, and the version of the extent that it is in. `None` if there
+    /// is no replica of that chunk here.
+    #[must_use]
+    pub fn block(
+        &self,
+        branch: BranchId,
+        chunk: ChunkIndex,
+        block: u32,
+        view: View,
+    ) -> Option<(BlockView, Version)> {
+        let disk = self.disk.as_ref()?;
+        let replica = disk.records.replica_number(branch, chunk)?;
+        let seen = disk.look(replica, block, view, false);
+        let state = match seen.state {
+            BlockState::Data | BlockState::Bad => BlockView::Data(seen.sum),
+            BlockState::Zero => BlockView::Zero,
+            BlockState::Absent => BlockView::Absent,
+        };
+        Some((state, seen.version))
+    }
+    /// Where the block's bytes lie on the drive, if they are at home (bytes from the start): for fault injection.
+    #[must_use]
+    pub fn home_offset(&self, branch: BranchId, chunk: ChunkIndex, block: u32) -> Option<u64> {
+        let disk = self.disk.as_ref()?;
+        let replica = disk.records.replica_number(branch, chunk)?;
+        match disk.look(replica, block, View::Head, false).bytes {
+            Bytes::Drive { offset, .. } => Some(offset),
+            _ => None,
+        }
+    }
+    #[must_use]
+    pub fn branch(&self, branch: BranchId) -> Option<BranchView> {
+        let b = self.disk.as_ref()?.records.branch(branch)?;
+        Some(BranchView {
+            epoch: b.record.epoch,
+            holder: b.record.holder,
+            marks: b.record.marks,
+            in_doubt: b.in_doubt,
+            credits: b.credits,
+        })
+    }
+    /// Branches in doubt, in the order of their ids: for the handshake.
+    #[must_use]
+    pub fn in_doubt(&self) -> Vec<BranchId> {
+        let Some(d) = &self.disk else { return Vec::new() };
+        d.records.sorted().iter().filter(|b| b.in_doubt).map(|b| b.record.branch).collect()
+    }
+    /// Incarnation, and the number of the configuration as last told.
+    #[must_use]
+    pub fn replica(&self, branch: BranchId, chunk: ChunkIndex) -> Option<(Incarnation, ConfigNumber)> {
+        let d = self.disk.as_ref()?;
+        let r = &d.records.replica(d.records.replica_number(branch, chunk)?).record;
+        Some((r.incarnation, r.configuration.number))
+    }
+    /// All replicas, by branch and chunk.
+    #[must_use]
+    pub fn replicas(&self) -> Vec<HeldReplica> {
+        let Some(d) = &self.disk else { return Vec::new() };
+        d.records.sorted().iter().flat_map(|b| d.held(b)).collect()
+    }
+    /// Number of the resync attempt whose target a replica is.
+    #[must_use]
+    pub fn attempt(&self, branch: BranchId, chunk: ChunkIndex) -> Option<u64> {
+        let d = self.disk.as_ref()?;
+        let r = d.records.replica(d.records.replica_number(branch, chunk)?);
+        r.attempt.as_ref().map(|a| a.number)
+    }
+    #[must_use]
+    pub fn usage(&self) -> Usage {
+        let Some(d) = &self.disk else { return Usage::default() };
+        let reserved = u32::try_from(self.intake.larges.len()).unwrap_or(u32::MAX);
+        Usage {
+            extents: d.table.len(),
+            free_extents: d.table.free_count(),
+            reserved_extents: reserved,
+            journal_used: d.journal.used(),
+            journal_window: d.journal.window(),
+            overlay_blocks: d.overlay.len(),
+            waiting: self.intake.waiting.len() + self.intake.larges.len() + self.intake.blocked.len(),
+        }
+    }
+    /// True if nothing is under way and nothing remains to be done: all blocks home, the ring empty.
+    #[must_use]
+    pub fn is_at_rest(&self) -> bool {
+        let Some(d) = &self.disk else { return false };
+        self.intake.is_empty()
+            && self.jobs.is_empty()
+            && d.overlay.len() == 0
+            && d.journal.first_seq() == d.journal.next_seq
+            && d.writing.is_none()
+    }
+
+    /// Checks everything that can be checked from memory; panics on a broken invariant. Dear: for tests.
+    pub fn check(&self) {
+        let Some(d) = &self.disk else { return };
+        if !self.is_open() {
+            return;
+        }
+        let j = &d.journal;
+        assert!(j.tail <= j.head && j.head - j.tail <= j.window(), "the ring holds what it says");
+        assert!(j.flushed <= j.applied && j.applied < j.next_seq, "flushed <= applied <= sealed");
+        let mut live: proto::Map<u64, u32> = proto::Map::default();
+        for (px, dirty) in d.overlay.iter() {
+            let usage = d.table.get(px).usage;
+            assert!(matches!(usage, Use::Owned | Use::Fresh), "overlay of extent {px} which is {usage:?}");
+            assert_eq!(dirty.count as usize, d.overlay.of(px).count(), "blocks are counted");
+            for b in d.overlay.of(px) {
+                assert!(b.seq <= j.applied, "the overlay holds what has taken effect");
+                assert!(!matches!(b.way, Way::Written(s) if s > self.stamp), "stamps are of the past");
+                *live.entry(b.seq).or_insert(0) += 1;
+            }
+        }
+        for seq in j.first_seq()..j.next_seq {
+            let b = j.get(seq).expect("the ring has no holes");
+            assert_eq!(b.live, live.remove(&seq).unwrap_or(0), "blocks of batch {seq}");
+        }
+        assert!(live.is_empty(), "blocks of batches that the ring has passed: {live:?}");
+        self.check_extents();
+        let credits: u64 = d.records.branches.iter().map(|(_, b)| b.credits).sum();
+        assert_eq!(credits, self.credits, "credits add up");
+    }
+
+    /// Every extent is either free, or promised, or some replica's.
+    fn check_extents(&self) {
+        let d = self.disk.as_ref().expect("the caller has looked");
+        let mut linked = 0;
+        for (number, r) in &d.records.replicas {
+            for (extent, newest) in r.index.range(0, u32::MAX) {
+                let mut px = newest;
+                while px != NONE {
+                    let e = d.table.get(px);
+                    assert_eq!(e.replica as usize, number, "extent {px} is its replica's");
+                    assert_eq!(u32::from(e.extent), extent, "extent {px} is where it says");
+                    linked += u32::from(matches!(e.usage, Use::Owned | Use::Fresh));
+                    px = e.next;
+                }
+            }
+        }
+        let [free, _, owned, _] = d.table.census();
+        let freed = d.table.free_soon() - d.table.free_count();
+        assert_eq!(free, d.table.free_count(), "free extents are counted");
+        assert_eq!(owned, linked + freed, "what is owned is in some chunk's map, or about to be free");
+        let larges = self.intake.larges.iter().filter(|(_, l)| l.op.px != NONE).count();
+        let waiting = self.intake.waiting.iter().filter(|o| o.px != NONE).count();
+        assert!(
+            waiting + larges <= self.intake.users.values().map(|n| *n as usize).sum(),
+            "users are counted"
+        );
+        assert!(self.intake.waiting.iter().all(|o| !matches!(o.then, Then::Flushed(_)) || o.slot.is_some()));
+    }
+}
