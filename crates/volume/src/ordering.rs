@@ -89,7 +89,7 @@ impl Claims {
 
     /// The exclusive operations that hold any of these blocks now, each once.
     pub fn holders(&self, chunk: u32, range: BlockRange, out: &mut Vec<usize>) {
-        if self.extents.is_empty() {
+        if self.is_empty() {
             return;
         }
         for (key, blocks) in extents(chunk, range) {

@@ -134,6 +134,13 @@ impl Session {
     pub fn doubts(&self, drive: DriveId) -> bool {
         self.drive_ix.get(&drive).is_some_and(|&d| self.drives[d].doubt)
     }
+    /// Resync attempts under way: chunk, target, and how far they are.
+    pub fn attempts(&self) -> impl Iterator<Item = (u32, Place, String)> + '_ {
+        self.attempts.values().map(|a| {
+            let place = self.chunks[a.chunk as usize].slots[a.target].place;
+            (a.chunk, place, format!("{:?}", a.step))
+        })
+    }
     /// Guests' requests that are not completed.
     #[must_use]
     pub fn open_requests(&self) -> usize {

@@ -1,0 +1,241 @@
+//! Random walks: a guest, broken links, restarts, power losses one at a time, takeovers, a late and forgetful
+//! metad. Per block linearizable, the invariant of section 3, equal replicas; and everything completes, with all
+//! replicas in-sync, once faults stop.
+
+mod world;
+
+use proto::control::SessionKind;
+use proto::*;
+use proptest::prelude::*;
+use volume::*;
+use world::judge::Kind;
+use world::metad::{Metad, configuration};
+use world::*;
+
+const CHUNK: u64 = 16 << 20;
+const CHUNK_BLOCKS: u64 = 4096;
+
+fn world(seed: u64) -> World {
+    World::new(seed, 4, Metad::new(vec![configuration(1, &[1, 2, 3], 100), configuration(1, &[2, 3, 4], 101)]))
+}
+
+fn newest(w: &World) -> Option<usize> {
+    (0..w.hosts.len()).rev().find(|&h| w.hosts[h].closed.is_none())
+}
+
+fn guest(w: &mut World) {
+    let Some(h) = newest(w) else { return };
+    let epoch = w.hosts[h].epoch;
+    // few blocks, around an extent's border, in two chunks; zeroes in an extent of their own
+    let first = [12, 14, CHUNK_BLOCKS + 2][w.rng.below(3)] + w.rng.below(3) as u64;
+    let count = 1 + w.rng.below(4) as u64;
+    let roll = w.rng.below(100);
+    let (kind, op) = if roll < 45 {
+        let values: Vec<u64> = (0..count).map(|_| w.judge.value()).collect();
+        let mut buf = PageBuf::zeroed(values.len());
+        for (i, v) in values.iter().enumerate() {
+            buf.bytes_mut()[i * 4096..i * 4096 + 8].copy_from_slice(&v.to_le_bytes());
+            buf.bytes_mut()[i * 4096 + 4088..(i + 1) * 4096].copy_from_slice(&v.to_le_bytes());
+        }
+        let len = u32::try_from(count * 4096).unwrap();
+        let fua = w.rng.chance(10);
+        let data = GuestData { payload: buf.freeze() };
+        (Kind::Write(values), GuestOp::Write { offset: first * 4096, len, data, fua })
+    } else if roll < 85 {
+        (Kind::Read, GuestOp::Read { offset: first * 4096, len: u32::try_from(count * 4096).unwrap() })
+    } else if roll < 92 {
+        (Kind::Other, GuestOp::Flush)
+    } else if roll < 96 {
+        let offset = CHUNK - (2 + w.rng.below(20) as u64) * 4096;
+        let len = (1 + w.rng.below(30) as u64) * 2048;
+        (Kind::Other, GuestOp::WriteZeroes { offset, len: len.min(CHUNK - offset), fua: false, no_hole: false })
+    } else {
+        let mut buf = PageBuf::zeroed(1);
+        buf.bytes_mut()[512..1024].fill(7);
+        let offset = CHUNK - (1 + w.rng.below(20) as u64) * 4096 + 512;
+        (Kind::Other, GuestOp::Write { offset, len: 512, data: GuestData { payload: buf.freeze() }, fua: false })
+    };
+    let ticket = w.judge.begin(kind, first, count, epoch);
+    w.event(h, Event::Guest(GuestRequest { ticket, op }));
+}
+
+/// What can go wrong, one at a time; damage stays within what is promised.
+fn fault(w: &mut World) {
+    let n = NodeId(1 + u32::try_from(w.rng.below(4)).unwrap());
+    let healthy = w.metad.chunks.iter().all(|c| c.in_sync_count() == 3)
+        && w.nodes.values().all(|n| n.up && n.drives.iter().all(|d| !d.doubt));
+    match w.rng.below(10) {
+        0..=3 => {
+            if let Some(h) = newest(w) {
+                w.disconnect(h, n);
+            }
+        }
+        4 | 5 if w.nodes.values().all(|n| n.up) => w.crash(n, false),
+        6 if healthy => w.crash(n, true),
+        7 | 8 => {
+            // a takeover, with or without the death of the older session
+            if w.hosts.len() < 6 {
+                if w.rng.chance(50)
+                    && let Some(h) = newest(w)
+                {
+                    w.kill_session(h);
+                }
+                w.attach(n, SessionKind::Guest);
+            }
+        }
+        _ => {
+            let d = DriveId(u64::from(n.0) * 10);
+            if w.metad.down.contains(&d) { w.metad.down.clear() } else { w.metad.down = vec![d] };
+        }
+    }
+}
+
+fn step(w: &mut World, faults: u64) {
+    let pause = w.rng.below(10);
+    w.now = w.now + Span::millis(if pause == 0 { w.rng.next() % 200 } else { w.rng.next() % 4 });
+    let alive: Vec<usize> = (0..w.hosts.len()).filter(|&h| w.hosts[h].closed.is_none()).collect();
+    let n = NodeId(1 + u32::try_from(w.rng.below(4)).unwrap());
+    match w.rng.below(20) {
+        0..=3 => guest(w),
+        4 if w.rng.chance(faults) => fault(w),
+        4 => {
+            let lose = faults > 0 && w.rng.chance(20);
+            w.metad_step(lose);
+        }
+        5 => {
+            if let Some(&h) = alive.first() {
+                w.hosts[h].leases.0.remove(&n);
+            }
+        }
+        6 => {
+            w.nodes.get_mut(&n).unwrap().up = true;
+        }
+        7 | 8 => w.drive_steps(n),
+        9 => w.nodes.get_mut(&n).unwrap().drives[0].self_flush = true,
+        _ => {
+            if alive.is_empty() {
+                if w.rng.chance(5) {
+                    w.attach(n, SessionKind::Guest);
+                }
+                return;
+            }
+            let h = alive[w.rng.below(alive.len())];
+            if !w.hosts[h].links[&n].up {
+                if w.rng.chance(15) {
+                    w.connect(h, n);
+                }
+            } else if w.rng.chance(10) {
+                w.grant(h, n);
+            } else if w.rng.chance(50) {
+                w.deliver_to_replica(h, n);
+            } else {
+                w.deliver_to_session(h, n);
+            }
+        }
+    }
+    w.wake();
+}
+
+fn walk(seed: u64, steps: usize, faults: u64, bugs: Bugs) -> Result<World, String> {
+    let mut w = world(seed);
+    w.bugs = bugs;
+    w.judge.zeroed = (CHUNK_BLOCKS - 64..CHUNK_BLOCKS).collect();
+    w.attach(NodeId(1), SessionKind::Guest);
+    for _ in 0..steps {
+        step(&mut w, faults);
+        w.invariant()?;
+        w.same()?;
+    }
+    w.judge.linearizable()?;
+    // faults stop
+    w.metad.down.clear();
+    if newest(&w).is_none_or(|h| w.hosts[h].epoch != w.metad.epoch) {
+        w.attach(NodeId(2), SessionKind::Guest);
+    }
+    for round in 0.. {
+        if round > 6000 {
+            return Err(format!("does not come to rest: {}", describe(&w)));
+        }
+        w.calm_round();
+        w.invariant()?;
+        w.same()?;
+        if newest(&w).is_none_or(|h| w.hosts[h].epoch != w.metad.epoch) {
+            w.attach(NodeId(2), SessionKind::Guest);
+        }
+        let rest = newest(&w).is_some_and(|h| w.hosts[h].session.is_serving())
+            && w.metad.chunks.iter().all(|c| c.in_sync_count() == 3)
+            && w.judge.open().is_empty()
+            && w.nodes.values().all(|n| n.drives.iter().all(|d| !d.doubt));
+        if rest {
+            break;
+        }
+    }
+    // what is read at the end is what was written
+    let h = newest(&w).expect("it serves");
+    for first in [12, 14, CHUNK_BLOCKS + 2] {
+        let epoch = w.hosts[h].epoch;
+        let ticket = w.judge.begin(Kind::Read, first, 6, epoch);
+        w.event(h, Event::Guest(GuestRequest { ticket, op: GuestOp::Read { offset: first * 4096, len: 6 * 4096 } }));
+    }
+    w.calm(200);
+    if !w.judge.open().is_empty() {
+        return Err(format!("the last reads do not end: {}", describe(&w)));
+    }
+    w.same()?;
+    w.judge.linearizable()?;
+    Ok(w)
+}
+
+fn describe(w: &World) -> String {
+    let h = newest(w).map(|h| &w.hosts[h]);
+    format!(
+        "{:?} drives {:?} attempts {:?} waits {:?} open {:?} metad {:?} {:?}",
+        h.map(|h| h.session.status()),
+        w.nodes.values().map(|n| (n.process, n.drives[0].id, n.drives[0].epoch, n.drives[0].fencing, &n.drives[0].attempts)).collect::<Vec<_>>(),
+        h.map(|h| h.session.attempts().collect::<Vec<_>>()),
+        h.map(|h| h.session.waits().collect::<Vec<_>>()),
+        w.judge.open(),
+        w.metad.epoch,
+        w.metad.chunks.iter().map(|c| (c.number, c.in_sync_count())).collect::<Vec<_>>(),
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn walks_keep_every_promise(seed in any::<u64>(), faults in 0u64..60) {
+        if let Err(e) = walk(seed, 2500, faults, Bugs::default()) {
+            prop_assert!(false, "seed {seed} faults {faults}: {e}");
+        }
+    }
+}
+
+/// One walk again: SEED=n FAULTS=n cargo test -p volume --test walk -- again --ignored
+#[test]
+#[ignore = "by hand"]
+fn again() {
+    let get = |n: &str| std::env::var(n).ok().and_then(|s| s.parse().ok());
+    let steps = get("STEPS").unwrap_or(2500);
+    let r = walk(get("SEED").unwrap_or(0), usize::try_from(steps).unwrap(), get("FAULTS").unwrap_or(20), Bugs::default());
+    println!("{:?}", r.map(|w| w.judge.completed));
+}
+
+/// For a longer look: WALKS=n cargo test -p volume --test walk -- many --ignored
+#[test]
+#[ignore = "by hand"]
+fn many() {
+    let n: u64 = std::env::var("WALKS").ok().and_then(|s| s.parse().ok()).unwrap_or(200);
+    let from: u64 = std::env::var("FROM").ok().and_then(|s| s.parse().ok()).unwrap_or(0);
+    let (mut done, mut promoted, mut epochs, mut reconciled) = (0, 0, 0, 0);
+    for seed in from..from + n {
+        let r = std::panic::catch_unwind(|| walk(seed, 3000, 10 + seed % 60, Bugs::default()));
+        let w = r.unwrap_or_else(|_| panic!("seed {seed}")).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+        done += w.judge.completed;
+        epochs += w.metad.epoch.0;
+        let all = || w.hosts.iter().flat_map(|h| &h.notices);
+        promoted += all().filter(|n| matches!(n, Notice::Promoted { .. })).count();
+        reconciled += all().filter(|n| matches!(n, Notice::Reconciled { .. })).count();
+    }
+    println!("{n} walks: {done} answers, {epochs} epochs, {promoted} promotions, {reconciled} reconciliations");
+}

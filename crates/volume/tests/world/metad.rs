@@ -1,0 +1,103 @@
+//! metad as a register: epoch, configurations; refuses what is not current.
+
+use super::BRANCH;
+use proto::control::*;
+use proto::*;
+
+pub struct Metad {
+    pub epoch: Epoch,
+    pub chunks: Vec<Configuration>,
+    pub down: Vec<DriveId>,
+    pub attached: Attached,
+    pub detached_clean: bool,
+    pub failed_at_creation: Vec<DriveId>,
+}
+
+pub fn place(node: u32, incarnation: u64) -> Place {
+    Place { node: NodeId(node), drive: DriveId(u64::from(node) * 10), incarnation: Incarnation(incarnation) }
+}
+
+/// One configuration with these nodes in-sync.
+pub fn configuration(number: u64, nodes: &[u32], incarnation: u64) -> Configuration {
+    let members =
+        nodes.iter().map(|&n| Member { place: place(n, incarnation), state: MemberState::InSync }).collect();
+    Configuration { number: ConfigNumber(number), members }
+}
+
+impl Metad {
+    pub fn new(chunks: Vec<Configuration>) -> Metad {
+        let size = chunks.len() as u64 * (16 << 20);
+        let attached = Attached {
+            volume: VolumeId(1),
+            name: "v1".into(),
+            branch: BRANCH,
+            epoch: Epoch(0),
+            kind: SessionKind::Guest,
+            geometry: Geometry { size, chunk_shift: 24 },
+            generation: Generation::FIRST,
+            parent: None,
+            min_in_sync: 2,
+            wait_when_degraded: true,
+            write_through: false,
+            copies: 3,
+            configurations: vec![],
+            placement: None,
+            clean: false,
+            loss_accepted: false,
+            down: vec![],
+        };
+        Metad { epoch: Epoch(0), chunks, down: vec![], attached, detached_clean: false, failed_at_creation: vec![] }
+    }
+
+    pub fn attach(&mut self, kind: SessionKind) -> Attached {
+        self.epoch = self.epoch.next().unwrap();
+        let (epoch, configurations, down) = (self.epoch, self.chunks.clone(), self.down.clone());
+        Attached { epoch, kind, configurations, down, ..self.attached.clone() }
+    }
+
+    fn answer(&self, chunks: impl Iterator<Item = u32>) -> MetaAnswer {
+        let chunks = chunks.map(|c| (ChunkIndex(c), self.chunks[c as usize].clone())).collect();
+        MetaAnswer::Configurations { epoch: self.epoch, chunks, down: self.down.clone() }
+    }
+
+    pub fn apply(&mut self, _from: Epoch, request: &MetaRequest) -> MetaAnswer {
+        match request {
+            MetaRequest::Propose { branch: _, epoch, changes } => {
+                for c in changes {
+                    self.change(*epoch, c);
+                }
+                self.answer(changes.iter().map(|c| c.chunk.0))
+            }
+            MetaRequest::Chunks { chunks, .. } => self.answer(chunks.iter().map(|c| c.0)),
+            MetaRequest::Created { failed, .. } => {
+                self.failed_at_creation.clone_from(failed);
+                for c in &mut self.chunks {
+                    if c.number.0 == 0 {
+                        c.number = ConfigNumber(1);
+                    }
+                }
+                self.attached.placement = None;
+                let all = (0..).map(ChunkIndex).zip(self.chunks.clone()).collect();
+                MetaAnswer::Created { configurations: all, placement: None }
+            }
+            MetaRequest::Detach { epoch, clean, .. } => {
+                if *epoch != self.epoch {
+                    return MetaAnswer::Refused(MetaRefusal::OldEpoch { epoch: self.epoch });
+                }
+                self.detached_clean = *clean;
+                MetaAnswer::Ok
+            }
+            other => panic!("not said by a session: {other:?}"),
+        }
+    }
+
+    fn change(&mut self, epoch: Epoch, c: &ChunkChange) {
+        let have = &mut self.chunks[c.chunk.0 as usize];
+        let current = epoch == self.epoch && c.from == have.number;
+        let heard = c.only_if_down.iter().all(|d| self.down.contains(d));
+        if current && heard && c.members.iter().any(Member::in_sync) {
+            have.members = c.members.iter().copied().collect();
+            have.number = have.number.next();
+        }
+    }
+}

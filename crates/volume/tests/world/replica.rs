@@ -1,0 +1,371 @@
+//! A drive in memory: what was written, what of it is flushed.
+
+use super::{BRANCH, Rng};
+use proto::message::*;
+use proto::record::Sum;
+use proto::*;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// A block: `None` is zeroes; a value is what its first eight bytes say.
+pub type Value = u64;
+
+#[derive(Clone, Debug)]
+pub struct Pulling {
+    pub number: u64,
+    pub from: u64,
+    pub token: u64,
+    pub chunk: u32,
+    pub source: (NodeId, DriveId),
+    pub source_process: u64,
+    pub listed: bool,
+    pub written: BTreeSet<u32>,
+    pub need: Option<Vec<u32>>,
+    pub got: Option<(u32, Block)>,
+    pub moved: u64,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Block {
+    pub present: bool,
+    pub zero: bool,
+    pub bad: bool,
+    pub payload: Option<Payload>,
+    pub version: Version,
+}
+
+#[derive(Clone)]
+pub struct Drive {
+    pub id: DriveId,
+    pub epoch: Epoch,
+    pub holder: NodeId,
+    pub records: BTreeSet<(u32, Incarnation)>,
+    pub now: BTreeMap<(u32, u32), Block>,
+    pub stable: BTreeMap<(u32, u32), Block>,
+    pub marks: Marks,
+    pub marks_stable: Marks,
+    pub doubt: bool,
+    /// (source, token, epoch, number)
+    pub fencing: Option<(u64, u64, Epoch, u32)>,
+    pub attempts: BTreeMap<u32, Pulling>,
+    /// The flush under way: what it will cover, and who asked.
+    pub flush: Option<(BTreeMap<(u32, u32), Block>, Marks)>,
+    pub flush_number: u64,
+    pub flush_wanted: Vec<(u64, u64, u64)>,
+    pub self_flush: bool,
+    pub full: bool,
+    pub told: Vec<(u32, ConfigNumber)>,
+    pub refuse_writes: Option<Refusal>,
+}
+
+impl Drive {
+    pub fn new(id: DriveId) -> Drive {
+        Drive {
+            id,
+            epoch: Epoch(0),
+            holder: NodeId(0),
+            records: BTreeSet::new(),
+            now: BTreeMap::new(),
+            stable: BTreeMap::new(),
+            marks: Marks::default(),
+            marks_stable: Marks::default(),
+            doubt: false,
+            fencing: None,
+            attempts: BTreeMap::new(),
+            flush: None,
+            flush_number: 0,
+            flush_wanted: vec![],
+            self_flush: false,
+            full: false,
+            told: vec![],
+            refuse_writes: None,
+        }
+    }
+
+    pub fn value(&self, chunk: u32, block: u32) -> Value {
+        self.now
+            .get(&(chunk, block))
+            .and_then(|b| b.payload.as_ref())
+            .map_or(0, |p| u64::from_le_bytes(p.bytes()[..8].try_into().unwrap()))
+    }
+
+    pub fn source_closed(&mut self, source: u64) {
+        self.flush_wanted.retain(|f| f.0 != source);
+        if self.fencing.is_some_and(|f| f.0 == source) {
+            self.fencing = None;
+        }
+        self.attempts.retain(|_, a| a.from != source);
+    }
+
+    pub fn restart(&mut self) {
+        self.fencing = None;
+        self.attempts.clear();
+        self.flush = None;
+        self.flush_wanted.clear();
+    }
+
+    /// Any subset of what is not flushed survives.
+    pub fn power_loss(&mut self, rng: &mut Rng) {
+        let keys: Vec<(u32, u32)> = self.now.keys().copied().collect();
+        for k in keys {
+            if self.stable.get(&k) != self.now.get(&k) && rng.chance(70) {
+                match self.stable.get(&k) {
+                    Some(b) => self.now.insert(k, b.clone()),
+                    None => self.now.remove(&k),
+                };
+            }
+        }
+        self.stable = self.now.clone();
+        self.marks = self.marks_stable;
+        self.doubt = true;
+    }
+
+    /// The version of an extent is the highest applied since it was last pulled.
+    fn extent_version(&self, chunk: u32, extent: u32) -> Version {
+        let blocks = extent * 16..extent * 16 + 16;
+        blocks.filter_map(|b| self.now.get(&(chunk, b))).map(|b| b.version).max().unwrap_or_default()
+    }
+
+    pub fn report(&self, fence: u32) -> Report {
+        let extents: BTreeSet<(u32, u32)> = self.now.keys().map(|&(c, b)| (c, b / 16)).collect();
+        let extents = extents
+            .into_iter()
+            .map(|(c, e)| ReportedExtent {
+                chunk: ChunkIndex(c),
+                extent: e,
+                generation: Generation::FIRST,
+                version: self.extent_version(c, e),
+            })
+            .filter(|e| e.version > self.marks.durable)
+            .collect();
+        let chunks = self.records.iter().map(|&(c, i)| (ChunkIndex(c), i)).collect();
+        Report { fence, in_doubt: self.doubt, marks: self.marks, extents, chunks, free_extents: 100 }
+    }
+
+    pub fn handle(&mut self, source: u64, holder: NodeId, f: RequestFrame) -> Vec<ReplyFrame> {
+        let (token, drive, scope) = (f.token, self.id, f.scope);
+        let frame = |reply| ReplyFrame { token, branch: BRANCH, drive, reply };
+        let refused = |refusal, version| vec![frame(Reply::Refused { refusal, version })];
+        let version = match &f.request {
+            Request::Write { record, .. } => record.version,
+            _ => Version::ZERO,
+        };
+        if scope.epoch < self.epoch || self.fencing.is_some_and(|x| x.2 > scope.epoch) {
+            return refused(Refusal::OldEpoch, version);
+        }
+        let admits = matches!(
+            f.request,
+            Request::Fence { .. } | Request::Create { .. } | Request::AttemptBegin { .. } | Request::Credit { .. }
+        );
+        if scope.epoch > self.epoch && !admits {
+            return refused(Refusal::NotFenced, version);
+        }
+        let known = self.records.contains(&(scope.chunk.0, scope.incarnation));
+        if scope.incarnation.0 != 0 && !known {
+            return refused(Refusal::UnknownReplica, version);
+        }
+        if scope.epoch == self.epoch {
+            self.marks.raise(scope.marks);
+        }
+        match f.request {
+            Request::Write { record, payload, .. } => self.write(&record, &payload, token),
+            Request::Flush => {
+                self.flush_wanted.push((source, token, self.flush_number + 1));
+                if self.flush.is_some() {
+                    self.flush_wanted.last_mut().unwrap().2 += 1;
+                }
+                vec![]
+            }
+            Request::Marks | Request::LeaseReturn { .. } => vec![],
+            Request::Configure { configuration } => {
+                self.told.push((scope.chunk.0, configuration.number));
+                vec![]
+            }
+            Request::Fence { number, holder: by } => {
+                assert_eq!(by, holder);
+                self.fencing = Some((source, token, scope.epoch, number));
+                vec![]
+            }
+            Request::Create { chunks, .. } => {
+                self.epoch = scope.epoch;
+                self.records.extend(chunks.iter().map(|c| (c.chunk.0, c.incarnation)));
+                vec![frame(Reply::Done)]
+            }
+            Request::AttemptBegin { attempt } => {
+                self.epoch = scope.epoch;
+                self.marks.raise(scope.marks);
+                self.marks_stable.raise(scope.marks);
+                let pulling = Pulling {
+                    number: attempt.number,
+                    from: source,
+                    token: 0,
+                    chunk: attempt.chunk.0,
+                    source: (attempt.source.node, attempt.source.drive),
+                    source_process: attempt.source_process.0,
+                    listed: false,
+                    written: BTreeSet::new(),
+                    need: None,
+                    got: None,
+                    moved: 0,
+                };
+                self.attempts.insert(attempt.chunk.0, pulling);
+                vec![frame(Reply::Done)]
+            }
+            Request::AttemptList { number } => {
+                if let Some(a) = self.attempts.values_mut().find(|a| a.number == number) {
+                    a.listed = true;
+                    a.token = token;
+                    vec![]
+                } else {
+                    let refusal = Refusal::OldAttempt;
+                    vec![frame(Reply::AttemptFailed { number, refusal })]
+                }
+            }
+            Request::AttemptEnd { number } => {
+                self.attempts.retain(|_, a| a.number != number);
+                vec![]
+            }
+            Request::EndDoubt => {
+                self.doubt = false;
+                vec![frame(Reply::Done)]
+            }
+            Request::Read { range, .. } => vec![frame(self.read(scope.chunk.0, range))],
+            Request::Repair { record, payload, failed } => {
+                let c = record.chunk.0;
+                if self.extent_version(c, record.range.extent()) != failed {
+                    return refused(Refusal::Changed, Version::ZERO);
+                }
+                self.apply(&record, &payload);
+                vec![frame(Reply::Done)]
+            }
+            Request::Credit { want, probe } => {
+                let allocated = probe.is_some_and(|r| self.extent_version(scope.chunk.0, r.extent()) != Version::ZERO);
+                let granted = if self.full { 0 } else { want };
+                vec![frame(Reply::Credit { granted, allocated })]
+            }
+            Request::Map { range, .. } => {
+                let Reply::ReadDone { runs, .. } = self.read(scope.chunk.0, range) else { unreachable!() };
+                vec![frame(Reply::Map { runs })]
+            }
+            Request::Verify { first_extent, extents, .. } => {
+                let list = (first_extent..first_extent + extents)
+                    .map(|e| {
+                        let v = (e * 16..e * 16 + 16).map(|b| self.value(scope.chunk.0, b));
+                        (e, v.fold(17, |h, x| h * 31 + x))
+                    })
+                    .collect();
+                vec![frame(Reply::Verified { extents: list, bad: vec![] })]
+            }
+            other => panic!("not for a drive: {other:?}"),
+        }
+    }
+
+    fn write(&mut self, record: &Record, payload: &Payload, token: u64) -> Vec<ReplyFrame> {
+        let drive = self.id;
+        if let Some(refusal) = self.refuse_writes {
+            let reply = Reply::Refused { refusal, version: record.version };
+            return vec![ReplyFrame { token, branch: BRANCH, drive, reply }];
+        }
+        if record.kind == RecordKind::Write {
+            assert_eq!(Record::sums_of(payload), record.sums, "sums are those of the payload");
+            assert!(record.range.in_one_extent());
+            assert_eq!(payload.blocks(), record.range.count as usize);
+        }
+        self.apply(record, payload);
+        if let Some(a) = self.attempts.get_mut(&record.chunk.0) {
+            a.written.extend(record.range.first..record.range.end());
+        }
+        let ack = Ack { branch: BRANCH, drive, version: record.version, chunk: record.chunk, extents: 0 };
+        vec![ReplyFrame { token: 0, branch: BranchId(0), drive, reply: Reply::Acks(vec![ack]) }]
+    }
+
+    fn apply(&mut self, record: &Record, payload: &Payload) {
+        for i in 0..record.range.count {
+            let data = record.kind == RecordKind::Write;
+            let block = Block {
+                present: true,
+                zero: !data,
+                bad: false,
+                payload: data.then(|| payload.slice(i as usize, 1)),
+                version: record.version,
+            };
+            self.now.insert((record.chunk.0, record.range.first + i), block);
+        }
+    }
+
+    fn read(&self, chunk: u32, range: BlockRange) -> Reply {
+        let (mut runs, mut sums, mut bytes) = (vec![], vec![], vec![]);
+        for b in range.first..range.end() {
+            let version = self.extent_version(chunk, b / 16);
+            let block = self.now.get(&(chunk, b)).cloned().unwrap_or_default();
+            let state = match &block.payload {
+                _ if block.bad => BlockState::Bad,
+                Some(p) => {
+                    sums.push(Sum::of(p.bytes()));
+                    bytes.extend_from_slice(p.bytes());
+                    BlockState::Data
+                }
+                None if block.zero => BlockState::Zero,
+                None => BlockState::Absent,
+            };
+            runs.push(Run { count: 1, state, version, generation: Generation::FIRST });
+        }
+        Reply::ReadDone { runs, sums, payload: Payload::copy_of(&bytes) }
+    }
+
+    /// A flush begins, or is done: what goes into the stream of acknowledgements.
+    pub fn flush_step(&mut self) -> Vec<(Option<u64>, ReplyFrame)> {
+        let drive = self.id;
+        let frame = |token, reply| ReplyFrame { token, branch: BranchId(0), drive, reply };
+        let Some((cover, marks)) = self.flush.take() else {
+            if self.flush_wanted.is_empty() && !std::mem::take(&mut self.self_flush) {
+                return vec![];
+            }
+            self.flush_number += 1;
+            self.flush = Some((self.now.clone(), self.marks));
+            return vec![(None, frame(0, Reply::FlushBegun { drive, flush: self.flush_number }))];
+        };
+        self.stable = cover;
+        self.marks_stable.raise(marks);
+        let done = self.flush_number;
+        let mut v = vec![(None, frame(0, Reply::FlushDone { drive, flush: done }))];
+        for (source, token, _) in self.flush_wanted.extract_if(.., |f| f.2 <= done) {
+            v.push((Some(source), frame(token, Reply::Flushed)));
+        }
+        v
+    }
+
+    /// One step of the target's pulling; the answer when everything is pulled.
+    pub fn pull_step(&mut self, chunk: u32, source: &Drive) -> Option<Reply> {
+        let a = self.attempts.get_mut(&chunk)?;
+        let Some(need) = &mut a.need else {
+            let blocks: BTreeSet<u32> =
+                self.now.keys().chain(source.now.keys()).filter(|k| k.0 == chunk).map(|k| k.1).collect();
+            let value = |d: &BTreeMap<(u32, u32), Block>, b| {
+                d.get(&(chunk, b)).and_then(|x| x.payload.clone()).map(|p| p.bytes().to_vec())
+            };
+            a.need = Some(blocks.into_iter().filter(|&b| value(&self.now, b) != value(&source.now, b)).collect());
+            return None;
+        };
+        if let Some((b, block)) = a.got.take() {
+            if !a.written.contains(&b) {
+                self.now.insert((chunk, b), block);
+                a.moved += 4096;
+            }
+            return None;
+        }
+        match need.pop() {
+            Some(b) => {
+                let mut block = source.now.get(&(chunk, b)).cloned().unwrap_or_default();
+                block.zero |= block.payload.is_none();
+                block.present = true;
+                a.got = Some((b, block));
+                None
+            }
+            None => {
+                let (number, bytes_moved) = (a.number, a.moved);
+                self.attempts.remove(&chunk);
+                Some(Reply::Pulled { number, bytes_moved })
+            }
+        }
+    }
+}
