@@ -96,11 +96,8 @@ impl Session {
     /// The least flushed(d) over all that are required; durable follows it.
     pub(crate) fn raise_durable(&mut self) {
         if self.serving() {
-            let least = (0..self.drives.len())
-                .filter(|&d| self.drives[d].required > 0)
-                .map(|d| self.flushed_to(d))
-                .min()
-                .unwrap_or(Version::ZERO);
+            let least =
+                self.concerned(None).into_iter().map(|d| self.flushed_to(d)).min().unwrap_or(Version::ZERO);
             let durable = least.min(self.said.committed);
             self.said.raise(Marks { committed: Version::ZERO, durable });
         }

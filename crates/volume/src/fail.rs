@@ -164,6 +164,23 @@ impl Session {
         }
     }
 
+    /// The same set may by now be justified in another way: doubt, where it was silence that metad does not see.
+    pub(crate) fn refresh_evidence(&mut self, chunk: u32) {
+        let Some((slot, change)) =
+            self.chunks[chunk as usize].undecided.as_ref().and_then(|u| Some((u.about?, &u.change)))
+        else {
+            return;
+        };
+        if matches!(change.cause, ChangeCause::Promoted(_) | ChangeCause::Left) {
+            return;
+        }
+        let Some(cause) = self.cause_of(chunk, slot) else { return };
+        let Some(only_if_down) = self.evidence(chunk, slot, cause) else { return };
+        if let Some(u) = &mut self.chunks[chunk as usize].undecided {
+            (u.change.cause, u.change.only_if_down) = (cause, only_if_down);
+        }
+    }
+
     /// 5.2. `None`: no evidence. Otherwise the drives that Raft must call down for the drop to be valid.
     fn evidence(&self, chunk: u32, slot: usize, cause: ChangeCause) -> Option<Vec<DriveId>> {
         let c = &self.chunks[chunk as usize];

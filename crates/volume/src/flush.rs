@@ -42,7 +42,7 @@ impl Session {
     }
 
     /// Drives whose flush a guest's flush waits for, in these chunks or all.
-    fn concerned(&self, chunks: Option<&[u32]>) -> Vec<usize> {
+    pub(crate) fn concerned(&self, chunks: Option<&[u32]>) -> Vec<usize> {
         let mut v: Vec<usize> = match chunks {
             None => (0..self.drives.len()).filter(|&d| self.drives[d].required > 0).collect(),
             Some(list) => list
@@ -113,7 +113,8 @@ impl Session {
                 }
             }
         }
-        for a in self.attempts.values().filter(|a| a.awaits_flush()) {
+        let misses = self.bugs.has(|b| b.flush_misses_target);
+        for a in self.attempts.values().filter(|a| a.awaits_flush() && !misses) {
             let drive = self.chunks[a.chunk as usize].slots[a.target].drive;
             self.drives[drive].want = self.drives[drive].want.max(a.need.max(1));
         }

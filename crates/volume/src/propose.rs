@@ -136,8 +136,12 @@ impl Session {
             if u.asked.is_some() || u.again > self.now {
                 continue;
             }
-            if u.tries > 0 && !u.withdrawn && !self.still_wanted(chunk) {
-                self.withdraw(chunk);
+            if u.tries > 0 && !u.withdrawn {
+                if self.still_wanted(chunk) {
+                    self.refresh_evidence(chunk);
+                } else {
+                    self.withdraw(chunk);
+                }
             }
             let u = self.chunks[chunk as usize].undecided.as_ref().expect("just seen");
             changes.push(u.change.clone());

@@ -141,6 +141,26 @@ impl Session {
             (a.chunk, place, format!("{:?}", a.step))
         })
     }
+    /// What stands in the way, in words; for a failing test.
+    #[must_use]
+    pub fn explain(&self) -> String {
+        let undecided: Vec<_> = self.undecided.iter().map(|&c| &self.chunks[c as usize].undecided).collect();
+        let drives: Vec<_> = self
+            .drives
+            .iter()
+            .map(|d| (d.id, d.serving, d.failed, d.doubt, d.overdue, d.slow_since, d.want))
+            .collect();
+        format!(
+            "{:?} undecided {undecided:?} drives (serving failed doubt overdue slow want) {drives:?} pending {:?} \
+             asked {:?} attempts {:?} window {} ops {:?}",
+            self.phase,
+            self.pending,
+            self.asked,
+            self.attempts,
+            self.window.len(),
+            self.ops.iter().take(3).collect::<Vec<_>>(),
+        )
+    }
     /// Guests' requests that are not completed.
     #[must_use]
     pub fn open_requests(&self) -> usize {

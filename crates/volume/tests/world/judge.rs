@@ -121,10 +121,16 @@ impl Judge {
             if self.zeroed.contains(&block) {
                 continue;
             }
-            let write = if value == 0 { (0, 0) } else { *writes.get(&(block, value)).ok_or(format!("block {block}: {value} from nowhere"))? };
+            let write = if value == 0 {
+                (0, 0)
+            } else {
+                *writes.get(&(block, value)).ok_or(format!("block {block}: {value} from nowhere"))?
+            };
             ops.push(write);
             if let Some(r) = ops.iter().find(|o| o.1 < write.0) {
-                return Err(format!("block {block}: {value} read at {r:?} before it was written at {write:?}"));
+                return Err(format!(
+                    "block {block}: {value} read at {r:?} before it was written at {write:?}"
+                ));
             }
             let low = ops.iter().map(|o| o.1).min().unwrap();
             let high = ops.iter().map(|o| o.0).max().unwrap();
@@ -141,7 +147,9 @@ impl Judge {
                         (false, false) => false,
                     };
                     if clash {
-                        return Err(format!("block {block}: values {a:?} and {b:?} (end, begin, value) contradict"));
+                        return Err(format!(
+                            "block {block}: values {a:?} and {b:?} (end, begin, value) contradict"
+                        ));
                     }
                 }
             }

@@ -46,7 +46,14 @@ impl Metad {
             loss_accepted: false,
             down: vec![],
         };
-        Metad { epoch: Epoch(0), chunks, down: vec![], attached, detached_clean: false, failed_at_creation: vec![] }
+        Metad {
+            epoch: Epoch(0),
+            chunks,
+            down: vec![],
+            attached,
+            detached_clean: false,
+            failed_at_creation: vec![],
+        }
     }
 
     pub fn attach(&mut self, kind: SessionKind) -> Attached {

@@ -272,7 +272,9 @@ impl World {
     }
 
     pub fn deliver_to_session(&mut self, h: usize, n: NodeId) -> bool {
-        let Some(frame) = self.hosts[h].links.get_mut(&n).unwrap().to_session.pop_front() else { return false };
+        let Some(frame) = self.hosts[h].links.get_mut(&n).unwrap().to_session.pop_front() else {
+            return false;
+        };
         self.event(h, Event::Reply { node: n, frame });
         true
     }
@@ -341,7 +343,10 @@ impl World {
             && host.closed.is_none()
             && host.links[&n].up
             && !host.leases.0.contains(&n)
-            && node.drives.iter().all(|d| d.epoch <= host.epoch && d.fencing.is_none_or(|f| f.2 <= host.epoch))
+            && node
+                .drives
+                .iter()
+                .all(|d| d.epoch <= host.epoch && d.fencing.is_none_or(|f| f.2 <= host.epoch))
             && node.drives.iter().any(|d| d.epoch == host.epoch);
         if ok {
             self.hosts[h].leases.0.insert(n);
@@ -357,8 +362,11 @@ impl World {
         let (h, token, request) = self.questions.remove(i).unwrap();
         // lost: the command, or its answer
         let unheard = lose && self.rng.chance(50);
-        let answer =
-            if unheard { control::MetaAnswer::Unavailable } else { self.metad.apply(self.hosts[h].epoch, &request) };
+        let answer = if unheard {
+            control::MetaAnswer::Unavailable
+        } else {
+            self.metad.apply(self.hosts[h].epoch, &request)
+        };
         let answer = if lose { control::MetaAnswer::Unavailable } else { answer };
         self.event(h, Event::Meta { token, answer });
     }
@@ -427,7 +435,8 @@ impl World {
 
     /// SAME: in-sync replicas not in doubt are equal where nothing is in flight, while the session serves.
     pub fn same(&self) -> Result<(), String> {
-        let Some(h) = self.hosts.iter().find(|h| h.epoch == self.metad.epoch && h.session.is_serving()) else {
+        let Some(h) = self.hosts.iter().find(|h| h.epoch == self.metad.epoch && h.session.is_serving())
+        else {
             return Ok(());
         };
         for (i, c) in self.metad.chunks.iter().enumerate() {

@@ -154,7 +154,10 @@ impl Drive {
         }
         let admits = matches!(
             f.request,
-            Request::Fence { .. } | Request::Create { .. } | Request::AttemptBegin { .. } | Request::Credit { .. }
+            Request::Fence { .. }
+                | Request::Create { .. }
+                | Request::AttemptBegin { .. }
+                | Request::Credit { .. }
         );
         if scope.epoch > self.epoch && !admits {
             return refused(Refusal::NotFenced, version);
@@ -211,7 +214,7 @@ impl Drive {
                 vec![frame(Reply::Done)]
             }
             Request::AttemptList { number } => {
-                if let Some(a) = self.attempts.values_mut().find(|a| a.number == number) {
+                if let Some(a) = self.attempts.get_mut(&scope.chunk.0).filter(|a| a.number == number) {
                     a.listed = true;
                     a.token = token;
                     vec![]
@@ -221,7 +224,7 @@ impl Drive {
                 }
             }
             Request::AttemptEnd { number } => {
-                self.attempts.retain(|_, a| a.number != number);
+                self.attempts.retain(|&c, a| c != scope.chunk.0 || a.number != number);
                 vec![]
             }
             Request::EndDoubt => {
@@ -238,7 +241,8 @@ impl Drive {
                 vec![frame(Reply::Done)]
             }
             Request::Credit { want, probe } => {
-                let allocated = probe.is_some_and(|r| self.extent_version(scope.chunk.0, r.extent()) != Version::ZERO);
+                let allocated =
+                    probe.is_some_and(|r| self.extent_version(scope.chunk.0, r.extent()) != Version::ZERO);
                 let granted = if self.full { 0 } else { want };
                 vec![frame(Reply::Credit { granted, allocated })]
             }
@@ -343,7 +347,8 @@ impl Drive {
             let value = |d: &BTreeMap<(u32, u32), Block>, b| {
                 d.get(&(chunk, b)).and_then(|x| x.payload.clone()).map(|p| p.bytes().to_vec())
             };
-            a.need = Some(blocks.into_iter().filter(|&b| value(&self.now, b) != value(&source.now, b)).collect());
+            a.need =
+                Some(blocks.into_iter().filter(|&b| value(&self.now, b) != value(&source.now, b)).collect());
             return None;
         };
         if let Some((b, block)) = a.got.take() {
