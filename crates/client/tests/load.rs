@@ -243,3 +243,23 @@ fn more_than_the_sockets_hold_does_not_stick() {
     }
     assert_eq!(c.in_flight(), 0);
 }
+
+#[test]
+fn bench_measures_every_pattern() {
+    use client::bench::{BenchError, Job, Pattern, run};
+    let rig = Rig::new();
+    for pattern in [Pattern::RandWrite, Pattern::RandRead, Pattern::Write, Pattern::Read] {
+        for (block, depth) in [(4096, 1), (4096, 32), (1 << 20, 8)] {
+            let job = Job { pattern, block, depth, run_for: Duration::from_millis(30), span: None };
+            let f = run(&rig.uri, &job, Settings::default()).unwrap();
+            assert!(f.ops > 0 && f.iops > 0.0 && f.elapsed_s >= 0.03, "{f:?}");
+            assert!(f.p50_us <= f.p99_us && f.p99_us <= f.max_us, "{f:?}");
+            assert!((f.bytes_per_s - f.iops * f64::from(block)).abs() < 1.0, "{f:?}");
+        }
+    }
+    let job = Job { pattern: Pattern::Read, block: 4096, depth: 1, run_for: Duration::ZERO, span: Some(512) };
+    let small = run(&rig.uri, &job, Settings::default());
+    assert!(matches!(small, Err(BenchError::TooSmall { span: 512, block: 4096 })));
+    let odd = run(&rig.uri, &Job { block: 100, ..job }, Settings::default());
+    assert!(matches!(odd, Err(BenchError::Unaligned(100))));
+}

@@ -266,3 +266,16 @@ fn no_input_is_read_while_the_owner_thinks() {
     assert_eq!(server.receive(&both[16..]), 16);
     assert_eq!(server.finished(), Some(Close::Aborted));
 }
+
+#[test]
+fn a_client_that_never_listens_is_not_read_for_ever() {
+    let mut server = Server::new();
+    server.receive(&3u32.to_be_bytes());
+    let train = option(77, &[]).repeat(100_000);
+    let taken = server.receive(&train);
+    assert!(taken < train.len() && !server.wants_input());
+    assert!(server.output_len() < 128 << 10);
+    while server.poll_output().is_some() {}
+    assert!(server.wants_input());
+    assert_eq!(server.receive(&train[taken..taken + 16]), 16);
+}

@@ -12,4 +12,4 @@ mod stamp;
 
 pub use check::{CheckOptions, CheckReport, check};
 pub use histogram::Histogram;
-pub use run::{LoadError, Options, Report, run};
+pub use run::{LoadError, Options, RECONNECT_FOR, Report, run};

@@ -24,6 +24,9 @@ const RETRY: Duration = Duration::from_millis(50);
 /// How long a write may stay without an answer once the time is up.
 const DRAIN: Duration = Duration::from_secs(60);
 
+/// How long `--reconnect` goes on trying, unless told otherwise.
+pub const RECONNECT_FOR: Duration = Duration::from_secs(60);
+
 #[derive(Clone, Debug)]
 pub struct Options {
     pub uri: Uri,

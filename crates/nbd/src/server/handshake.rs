@@ -13,6 +13,9 @@ use std::collections::VecDeque;
 
 /// Most data of one option that is looked at, bytes: a longest name and more queries than anyone has.
 const OPTION_MAX: u32 = 64 << 10;
+/// Replies that wait to be sent stop the reading of options from here on, bytes: a client that only asks and
+/// never listens costs no more than this and one list.
+const REPLIES_MAX: usize = 64 << 10;
 /// Id of `base:allocation`, the only context.
 pub(crate) const ALLOCATION_ID: u32 = 1;
 
@@ -72,8 +75,8 @@ impl Handshake {
             draining: false,
         }
     }
-    pub fn wants_input(&self) -> bool {
-        !matches!(self.state, State::Asking(_))
+    pub fn wants_input(&self, out: &Output) -> bool {
+        !matches!(self.state, State::Asking(_)) && out.len() < REPLIES_MAX
     }
     pub fn drain(&mut self) {
         self.draining = true;

@@ -177,7 +177,7 @@ impl Server {
     pub fn wants_input(&self) -> bool {
         self.closing.is_none()
             && match &self.phase {
-                Phase::Handshake(h) => h.wants_input(),
+                Phase::Handshake(h) => h.wants_input(&self.out),
                 Phase::Transmission(t) => t.wants_input(&self.out),
                 Phase::Over => false,
             }
