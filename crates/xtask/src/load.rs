@@ -20,10 +20,10 @@ impl Report {
         let v: Value = serde_json::from_str(text).with_context(|| format!("load printed no JSON: {text}"))?;
         let n = |k: &str| v[k].as_u64().with_context(|| format!("load's report has no {k}: {text}"));
         #[expect(clippy::cast_precision_loss, reason = "milliseconds for a person")]
-        let longest_gap_ms = n("longest_gap_ns")? as f64 / 1e6;
+        let longest_gap_ms = n("longest_gap_us")? as f64 / 1e3;
         Ok(Report {
-            acknowledged: n("writes_acknowledged")?,
-            bytes_written: n("bytes_written")?,
+            acknowledged: n("writes")?,
+            bytes_written: n("bytes")?,
             errors: n("errors")?,
             longest_gap_ms,
             reconnects: n("reconnects")?,
