@@ -100,7 +100,7 @@ impl Service {
         let outlook = self.outlook(state);
         if self.now >= self.planner.next_round {
             self.fill_queue(state, &outlook);
-            self.planner.next_round = if self.is_busy(state) { self.now + ROUND } else { Time::FAR };
+            self.planner.next_round = Time::FAR;
         }
         let mut placer = Placer::new(self.candidates(state));
         let queue: Vec<BranchId> = self.planner.queue.iter().copied().collect();
@@ -118,6 +118,9 @@ impl Service {
         }
         self.planner.next_look = self.now + LOOK_EVERY;
         self.forget(state);
+        if self.is_busy(state) {
+            self.planner.next_round = self.planner.next_round.min(self.now + ROUND);
+        }
     }
 
     fn notice_changes(&mut self, state: &MetaState) {

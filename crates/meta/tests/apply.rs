@@ -739,3 +739,27 @@ fn events_and_answers_are_rings() {
     let loaded = meta::MetaState::load(w.state.rows()).unwrap();
     assert!(loaded == w.state);
 }
+
+/// The simulator's seeded bugs do what they say, in the build that knows them.
+#[cfg(feature = "bugs")]
+#[test]
+fn seeded_bugs_leave_out_their_rule() {
+    for (old_configuration, old_epoch) in [(true, false), (false, true)] {
+        let mut w = World::with_nodes(3);
+        let (_, branch) = w.volume("v", MIB, &[1, 2, 3]);
+        let a = w.attached(branch, 1, SessionKind::Guest);
+        let c = w.config(branch, 0);
+        let drop3 = to(&c, 0, ChangeCause::Silent, drive_of(3), Stale);
+        let epoch = if old_epoch { Epoch(1) } else { a.epoch };
+        if old_configuration {
+            let same = change(&c, 0, ChangeCause::Withdrawn, |_, s| Some(s));
+            propose(&mut w, branch, a.epoch, vec![same]);
+        }
+        let before = w.config(branch, 0);
+        assert_eq!(propose(&mut w, branch, epoch, vec![drop3.clone()]), before, "the rule holds");
+        let bugs = meta::Bugs { apply_old_configuration: old_configuration, apply_old_epoch: old_epoch };
+        w.state.set_bugs(bugs);
+        let after = propose(&mut w, branch, epoch, vec![drop3]);
+        assert_eq!(states(&after), vec![InSync, InSync, Stale], "the bug bites");
+    }
+}

@@ -1,6 +1,8 @@
 //! A replica of the state beside the rows it handed out: after each command they must agree.
 #![allow(dead_code, reason = "each test file uses a part")]
 
+pub mod fleet;
+
 use meta::command::Plan;
 use meta::rows::Row;
 use meta::{AdminAnswer, AdminRefusal, Answer, Class, Command, KeyChange, MetaState, Op, Table};
@@ -31,7 +33,7 @@ impl World {
     pub fn with_nodes(nodes: u32) -> World {
         let mut w = World { at_ms: 1_000_000, ..World::default() };
         let init = Op::ClusterInit { cluster: ClusterId(77), name: "test".into(), token: "secret".into() };
-        w.admin(init).unwrap();
+        w.admin(init).expect("a cluster is made");
         for n in 1..=nodes {
             w.add_node(n);
         }
@@ -49,7 +51,7 @@ impl World {
         assert_eq!(added, Ok(AdminAnswer::NodeAdded { node: NodeId(n), cluster: ClusterId(77) }));
         let drive = drive_of(n);
         self.admin(Op::DriveAdd { node: NodeId(n), drive, capacity: 100 << 30, path: "/dev/x".into() })
-            .unwrap();
+            .expect("a drive is added");
         assert_eq!(self.opened(n, &[u64::from(n)]), MetaAnswer::DriveConfirmed { drive });
         let seen = self.state.nodes()[&NodeId(n)].changes;
         assert!(self.own(Op::NodeUp { node: NodeId(n), seen, process: ProcessNumber(1) }));
@@ -121,7 +123,7 @@ impl World {
             groups: vec![nodes.iter().map(|n| drive_of(*n)).collect()],
             chunks: vec![0; geometry.chunks() as usize],
         };
-        let class = Class::of_copies(u8::try_from(nodes.len()).unwrap());
+        let class = Class::of_copies(u8::try_from(nodes.len()).expect("few nodes"));
         Op::VolumeCreate { name: name.into(), geometry, class, plan }
     }
 
@@ -133,7 +135,7 @@ impl World {
         let node = nodes[0];
         self.own(Op::Appoint { branch, epoch: self.epoch(branch), node: Some(NodeId(node)) });
         let a = self.attached(branch, node, SessionKind::Maintenance);
-        let placement = a.placement.unwrap();
+        let placement = a.placement.expect("a new volume has one");
         let (epoch, replacements) = (a.epoch, vec![]);
         self.node(Op::Created { branch, epoch, placement, failed: vec![], replacements });
         self.own(Op::Appoint { branch, epoch, node: None });
@@ -157,7 +159,7 @@ impl World {
     }
 
     pub fn config(&self, branch: BranchId, chunk: u32) -> Configuration {
-        self.state.configuration(branch, ChunkIndex(chunk)).unwrap()
+        self.state.configuration(branch, ChunkIndex(chunk)).expect("a chunk of the branch")
     }
 
     pub fn down(&mut self, n: u32) {

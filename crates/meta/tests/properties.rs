@@ -1,0 +1,352 @@
+//! Random commands, doubled and late ones among them: what must hold after every one of them.
+
+mod common;
+
+use common::fleet::Fleet;
+use common::{World, drive_of};
+use meta::command::{PlaceItem, Plan, PruneItem, Replacement};
+use meta::model::DownCause;
+use meta::view::WaitFor;
+use meta::{Answer, Class, MetaState, Op};
+use proptest::prelude::*;
+use proto::control::{ChangeCause, ChunkChange, HeldReplica, MetaAnswer, SessionKind, VolumeRef};
+use proto::{
+    BranchId, ChunkIndex, ConfigNumber, DriveId, Epoch, Geometry, Incarnation, Member, MemberState, NodeId,
+    OpenId, ProcessNumber, Span, VolumeId,
+};
+use std::collections::{BTreeMap, BTreeSet};
+
+const NODES: u32 = 5;
+
+/// What the generator knows when it makes the next command: numbers to be taken modulo what exists.
+#[derive(Clone, Debug)]
+enum Step {
+    /// Kind, and numbers to make its fields of; `late`: how far behind its epoch and numbers are.
+    New { kind: u8, n: [u32; 5], late: u8, request: bool },
+    /// The k-th last command again, with its request id.
+    Again { back: u8 },
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        6 => (0..26u8, prop::array::uniform5(0..1000u32), prop_oneof![4 => Just(0u8), 1 => 1..3u8], any::<bool>())
+            .prop_map(|(kind, n, late, request)| Step::New { kind, n, late, request }),
+        1 => (1..40u8).prop_map(|back| Step::Again { back }),
+    ]
+}
+
+/// Makes a command of the numbers, mostly one that makes sense.
+struct Maker<'a> {
+    state: &'a MetaState,
+    n: [u32; 5],
+    late: u8,
+}
+
+impl Maker<'_> {
+    fn node(&self, i: usize) -> NodeId {
+        NodeId(self.n[i] % NODES + 1)
+    }
+    fn branch(&self) -> BranchId {
+        let all: Vec<BranchId> = self.state.branches().keys().copied().collect();
+        all.get(self.n[0] as usize % all.len().max(1)).copied().unwrap_or(BranchId(1))
+    }
+    fn volume(&self) -> VolumeId {
+        self.state.branches().get(&self.branch()).map_or(VolumeId(1), |b| b.volume)
+    }
+    fn epoch(&self) -> Epoch {
+        let now = self.state.branches().get(&self.branch()).map_or(0, |b| b.epoch.0);
+        Epoch(now.saturating_sub(u32::from(self.late)))
+    }
+    fn group(&self, from: usize) -> Vec<DriveId> {
+        (0..3).map(|k| drive_of((self.n[from] + k) % NODES + 1)).collect()
+    }
+    fn plan(&self, chunks: u32) -> Plan {
+        Plan {
+            groups: vec![self.group(1), self.group(2)],
+            chunks: (0..chunks).map(|c| u16::from(c % 2 == 1)).collect(),
+        }
+    }
+    fn chunk(&self, i: usize) -> Option<(ChunkIndex, proto::Configuration)> {
+        let chunks = self.state.chunks(self.branch())?;
+        let chunk = ChunkIndex(self.n[i] % chunks.count());
+        let mut c = chunks.get(chunk)?;
+        c.number = ConfigNumber(c.number.0.saturating_sub(u64::from(self.late)));
+        Some((chunk, c))
+    }
+    fn change(&self, i: usize) -> Option<ChunkChange> {
+        let (chunk, c) = self.chunk(i)?;
+        let who = self.n[i + 1] as usize % c.members.len().max(1);
+        let what = self.n[i + 2] % 5;
+        let mut members: Vec<Member> = c.members.to_vec();
+        let cause = match what {
+            0 => ChangeCause::Promoted(1),
+            1 => ChangeCause::Left,
+            _ => ChangeCause::Silent,
+        };
+        match what {
+            0 => members.get_mut(who)?.state = MemberState::InSync,
+            1 => drop(members.remove(who)),
+            2 => members.iter_mut().for_each(|m| m.state = MemberState::Stale),
+            _ => members.get_mut(who)?.state = MemberState::Stale,
+        }
+        let only_if_down = if what == 4 { vec![c.members.get(who)?.place.drive] } else { vec![] };
+        Some(ChunkChange { chunk, from: c.number, members, cause, only_if_down })
+    }
+
+    fn op(&self, kind: u8) -> Option<Op> {
+        Some(match kind {
+            0..=3 => self.lifecycle(kind)?,
+            4..=9 => self.attach(kind),
+            10..=17 => self.session(kind)?,
+            18..=20 => self.planned(kind)?,
+            _ => self.hardware(kind),
+        })
+    }
+
+    fn lifecycle(&self, kind: u8) -> Option<Op> {
+        let size = u64::from(self.n[4] % 70 + 1) << 20;
+        let geometry = Geometry { size, chunk_shift: 24 };
+        Some(match kind {
+            0 | 1 => Op::VolumeCreate {
+                name: format!("v{}", self.n[3] % 4),
+                geometry,
+                class: Class::default(),
+                plan: self.plan(geometry.chunks()),
+            },
+            2 => {
+                let row = self.state.branches().get(&self.branch())?;
+                let grown = Geometry { size: row.geometry.size + size, ..row.geometry };
+                let added = grown.chunks() - row.geometry.chunks();
+                let (volume, from, to) = (row.volume, row.geometry.size, grown.size);
+                if to > 200 << 20 {
+                    return None;
+                }
+                Op::VolumeResize { volume, from, to, plan: self.plan(added) }
+            }
+            _ if self.n[1].is_multiple_of(3) => Op::VolumeDelete {
+                volume: self.volume(),
+                force: (self.n[2].is_multiple_of(2)).then(|| "test".into()),
+            },
+            _ => Op::VolumeClass {
+                volume: self.volume(),
+                class: Class::of_copies(u8::try_from(self.n[2] % 3 + 2).expect("small")),
+            },
+        })
+    }
+
+    fn attach(&self, kind: u8) -> Op {
+        let branch = self.branch();
+        let appointed = self.state.branches().get(&branch).and_then(|b| b.appointed);
+        let maintenance = kind < 7;
+        let node = appointed.filter(|_| maintenance).unwrap_or(self.node(1));
+        if maintenance && appointed.is_none() {
+            return Op::Appoint { branch, epoch: self.epoch(), node: Some(node) };
+        }
+        let known = self.state.nodes().get(&node).map_or(1, |n| n.process.0);
+        Op::Attach {
+            volume: VolumeRef::Branch(branch),
+            node,
+            process: ProcessNumber(
+                known.saturating_sub(u64::from(self.late)) + u64::from(self.n[2].is_multiple_of(9)),
+            ),
+            kind: if maintenance { SessionKind::Maintenance } else { SessionKind::Guest },
+            force: self.n[3].is_multiple_of(5),
+            holder_unheard: self.n[4].is_multiple_of(2),
+        }
+    }
+
+    fn session(&self, kind: u8) -> Option<Op> {
+        let (branch, epoch) = (self.branch(), self.epoch());
+        Some(match kind {
+            10 | 11 => {
+                let row = self.state.branches().get(&branch)?;
+                let failed =
+                    if self.n[1].is_multiple_of(3) { vec![drive_of(self.n[2] % NODES + 1)] } else { vec![] };
+                let replacements = (0..row.geometry.chunks())
+                    .map(|c| Replacement { chunk: ChunkIndex(c), drives: self.group(3) })
+                    .filter(|r| r.chunk.0 % 2 == 0)
+                    .collect();
+                Op::Created { branch, epoch, placement: row.placement, failed, replacements }
+            }
+            12 => Op::Detach { branch, epoch, clean: self.n[1].is_multiple_of(2) },
+            13 if self.n[1].is_multiple_of(3) => Op::Release { branch, epoch },
+            _ => {
+                let changes = [self.change(1), self.change(2)].into_iter().flatten().collect();
+                Op::Propose { branch, epoch, changes }
+            }
+        })
+    }
+
+    fn planned(&self, kind: u8) -> Option<Op> {
+        let (branch, epoch) = (self.branch(), self.epoch());
+        let (chunk, c) = self.chunk(1)?;
+        let member =
+            |i: usize| c.members.get(self.n[i] as usize % c.members.len().max(1)).map(|m| m.place.drive);
+        Some(match kind {
+            18 | 19 => {
+                let drive = drive_of(self.n[2] % NODES + 1);
+                let items = vec![PlaceItem { chunk, from: c.number, drive, replaces: member(3) }];
+                Op::Place { branch, epoch, items }
+            }
+            _ => Op::Prune {
+                branch,
+                epoch,
+                items: vec![PruneItem { chunk, from: c.number, drive: member(2)? }],
+            },
+        })
+    }
+
+    fn hardware(&self, kind: u8) -> Op {
+        let node = self.node(0);
+        let drive = drive_of(node.0);
+        let seen = self.state.nodes().get(&node).map_or(0, |n| n.changes).saturating_sub(self.late.into());
+        let process = self.state.nodes().get(&node).map_or(ProcessNumber(1), |n| n.process);
+        let row = self.state.drives().get(&drive);
+        match kind {
+            21 => Op::NodeDown { node, seen, cause: DownCause::Silent },
+            22 => Op::NodeUp { node, seen, process: ProcessNumber(process.0 + u64::from(self.n[1] % 2)) },
+            23 => {
+                let mut openings = row.map(|d| d.openings.clone()).unwrap_or_default();
+                openings.truncate(openings.len() - openings.len().min(self.late.into()));
+                openings.push(OpenId(u64::from(self.n[1]) * 1000 + u64::from(self.n[2])));
+                let orphans = (0..8)
+                    .map(|i| HeldReplica {
+                        branch: self.branch(),
+                        chunk: ChunkIndex(i % 3),
+                        incarnation: Incarnation(u64::from(self.n[3] % 50 + i)),
+                    })
+                    .collect();
+                Op::DriveOpened { node, drive, openings, capacity: 100 << 30, path: "p".into(), orphans }
+            }
+            24 => Op::DriveRetire { drive, retire: self.n[1].is_multiple_of(2) },
+            _ => Op::Deleted { drive, replicas: self.state.garbage(drive, self.n[1] as usize % 9) },
+        }
+    }
+}
+
+/// Per chunk: number, and who is in-sync.
+type Seen = BTreeMap<(BranchId, ChunkIndex), (ConfigNumber, BTreeSet<Incarnation>)>;
+
+fn see(state: &MetaState) -> Seen {
+    let mut seen = Seen::new();
+    for branch in state.branches().keys() {
+        for (chunk, c) in state.chunks(*branch).expect("every branch has chunks").iter() {
+            let in_sync = c.in_sync().map(|m| m.place.incarnation).collect();
+            seen.insert((*branch, chunk), (c.number, in_sync));
+        }
+    }
+    seen
+}
+
+/// Between two states, one command apart.
+fn check_step(op: &Op, before: &MetaState, after: &MetaState) {
+    let (old, new) = (see(before), see(after));
+    for (key, (number, in_sync)) in &new {
+        let Some((old_number, old_in_sync)) = old.get(key) else { continue };
+        assert!(number >= old_number, "{key:?}: numbers only rise");
+        let changed = before.configuration(key.0, key.1) != after.configuration(key.0, key.1);
+        assert!(
+            !changed || number > old_number || *old_number == ConfigNumber(0),
+            "{key:?}: a change has a number"
+        );
+        let added = !in_sync.is_subset(old_in_sync);
+        match op {
+            Op::Created { .. } => {
+                assert!(!added || *old_number == ConfigNumber(0), "{key:?}: only what was unmade")
+            }
+            Op::Propose { branch, epoch, .. } => {
+                let row = before.branches().get(branch);
+                let current = row.is_some_and(|r| r.epoch == *epoch && r.session.is_some());
+                assert!(!changed || (current && key.0 == *branch), "{key:?}: only the current session's");
+            }
+            _ => assert!(!added, "{key:?}: {op:?} puts nobody into a set"),
+        }
+    }
+    for (branch, row) in after.branches() {
+        if let Some(old) = before.branches().get(branch) {
+            assert!(row.epoch >= old.epoch, "{branch}: epochs only rise");
+        }
+    }
+}
+
+/// A repeat says the same; only what it says of an attach may have moved on.
+fn same_answer(first: &Answer, second: &Answer) -> bool {
+    match (first, second) {
+        (Answer::Node(MetaAnswer::Attached(a)), Answer::Node(MetaAnswer::Attached(b))) => {
+            (a.epoch, a.clean, a.branch, a.kind) == (b.epoch, b.clean, b.branch, b.kind)
+        }
+        (Answer::Node(MetaAnswer::Attached(_)), Answer::Node(MetaAnswer::Refused(_))) => true,
+        (a, b) => a == b,
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 40, ..ProptestConfig::default() })]
+    #[test]
+    fn any_history_of_commands_keeps_the_invariants(steps in prop::collection::vec(step(), 1..80)) {
+        let mut w = World::with_nodes(NODES);
+        let mut history: Vec<(Option<u128>, Op, Answer)> = Vec::new();
+        for step in steps {
+            let (request, op, first) = match step {
+                Step::New { kind, n, late, request } => {
+                    let Some(op) = (Maker { state: &w.state, n, late }).op(kind) else { continue };
+                    (request.then_some(history.len() as u128 + 1), op, None)
+                }
+                Step::Again { back } => {
+                    let Some(i) = history.len().checked_sub(usize::from(back)) else { continue };
+                    let (request, op, answer) = history[i].clone();
+                    (request, op, Some(answer))
+                }
+            };
+            let before = w.state.clone();
+            // Rows against the state, and the invariants of one state, are compared in there.
+            let answer = w.apply(request, op.clone());
+            check_step(&op, &before, &w.state);
+            if let (Some(first), true) = (&first, request.is_some()) {
+                prop_assert!(same_answer(first, &answer), "{first:?} / {answer:?}");
+            }
+            history.push((request, op, first.unwrap_or(answer)));
+        }
+    }
+
+    #[test]
+    fn after_any_failures_everything_becomes_whole_and_quiet(
+        faults in prop::collection::vec((1..=6u32, 0..6u8, 1..40u64), 0..12),
+        guests in prop::array::uniform2(1..=6u32),
+    ) {
+        let mut f = Fleet::new(6);
+        f.admin(meta::AdminRequest::SettingSet { key: "down_out".into(), value: "10s".into() }).unwrap();
+        let branches = [f.ready("a", 200), f.ready("b", 100), f.ready("c", 50)];
+        for (branch, node) in branches.iter().zip(guests) {
+            f.guest(node, *branch);
+        }
+        for (node, what, secs) in faults {
+            match what {
+                0..=2 => f.kill(node),
+                3 => f.start(node),
+                4 => f.no_quorum = !f.no_quorum,
+                _ => {
+                    f.event(meta::ServiceEvent::LostLeader);
+                    f.event(meta::ServiceEvent::BecameLeader);
+                }
+            }
+            f.run(Span::secs(secs));
+            f.state.check();
+        }
+        f.no_quorum = false;
+        for n in 1..=6 {
+            f.start(n);
+        }
+        f.until("healthy", 120, |f| ["a", "b", "c"].iter().all(|v| f.waited(v, WaitFor::Healthy)));
+        f.until("nothing too much", 60, |f| {
+            branches.iter().all(|b| f.state.chunks(*b).unwrap().iter().all(|(_, c)| c.members.len() == 3))
+        });
+        f.settle(60);
+        f.until("erased", 60, |f| f.state.drives().keys().all(|d| f.state.garbage(*d, 1).is_empty()));
+        f.run(Span::secs(20));
+        let before = f.log.len();
+        f.run(Span::secs(20));
+        prop_assert_eq!(&f.log[before..], &[][..], "at rest nothing is proposed");
+        f.state.check();
+    }
+}
