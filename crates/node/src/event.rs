@@ -178,4 +178,10 @@ pub enum Notice {
     LinkDown { node: NodeId },
     HandshakeRefused { node: Option<NodeId>, refusal: proto::Refusal },
     SessionClosed { branch: BranchId, reason: volume::CloseReason },
+    /// Bytes of a peer were not understood; the connection is closed.
+    BadFrame { node: Option<NodeId>, error: proto::frame::FrameError },
+    /// metad calls the drive rolled back or copied: it serves nobody.
+    Stranger { drive: DriveId },
+    /// `volume verify` has ended.
+    Verified { request: proto::RequestId, state: crate::VerifyState },
 }

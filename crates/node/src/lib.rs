@@ -5,6 +5,25 @@
 //! `Node::next_wake() -> Time`.
 #![forbid(unsafe_code)]
 
+mod attach;
+mod bugs;
+mod desk;
+mod drives;
 pub mod event;
+mod guests;
+mod lease;
+mod link;
+mod links;
+mod node;
+mod pull;
+mod seats;
+mod serve;
+mod shutdown;
+mod status;
+mod verify;
 
+pub use bugs::Bugs;
 pub use event::{Effect, Event, ExportError, ExportInfo, LinkId, NodeParams};
+pub use node::Node;
+pub use status::{LeaseStatus, LinkStatus};
+pub use verify::VerifyState;

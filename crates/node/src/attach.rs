@@ -1,0 +1,340 @@
+//! How a seat lives: metad is asked for an epoch until it answers, the session runs, and when it has closed it
+//! is decided what follows.
+//!
+//! A guest's session that was fenced attaches again by itself; another guest's session ends that. A maintenance
+//! session is held while metad appoints it here, and gives way to a guest's.
+
+use crate::desk::{ASK_AGAIN, Use};
+use crate::event::{Effect, ExportError, Notice};
+use crate::node::{Endpoint, Node};
+use crate::seats::{Asked, Attaching, Client, Live, Phase, Seat, SeatId, error_of};
+use proto::control::{Attached, MetaAnswer, MetaRefusal, MetaRequest, SessionKind, VolumeRef};
+use proto::limits::OPEN_WAIT;
+use proto::{BranchId, ExportId, Span, Time};
+use std::collections::{BTreeMap, VecDeque};
+use volume::{CloseReason, GuestError, Session};
+
+/// Between two attempts to attach.
+const RETRY: Span = Span::millis(200);
+/// A maintenance session that did not come about is tried again.
+const RETRY_APPOINTED: Span = Span::secs(1);
+/// A live holder elsewhere may be closing: it is given this long before the export is refused.
+const HELD_PATIENCE: Span = Span::millis(1000);
+
+impl Node {
+    pub(crate) fn new_seat(&mut self, now: Time, volume: VolumeRef, kind: SessionKind) -> SeatId {
+        let attaching = self.attaching(now, false);
+        self.seats.add(Seat {
+            volume,
+            kind,
+            phase: Phase::Attaching(attaching),
+            exports: BTreeMap::new(),
+            queue: VecDeque::new(),
+            flying: BTreeMap::new(),
+            linger: None,
+        })
+    }
+    fn attaching(&mut self, now: Time, again: bool) -> Attaching {
+        let request = self.desk.request_id();
+        Attaching { request, asked: None, next: now, since: now, again, refused: None }
+    }
+    pub(crate) fn set_appointed(&mut self, now: Time, branches: &[BranchId]) {
+        self.appointed.retain(|b, _| branches.contains(b));
+        for &b in branches {
+            self.appointed.entry(b).or_insert(now);
+        }
+    }
+    /// The branch that a maintenance seat is about.
+    fn maintained(&self, seat: &Seat) -> Option<BranchId> {
+        match (&seat.volume, seat.kind) {
+            (VolumeRef::Branch(b), SessionKind::Maintenance) => Some(*b),
+            _ => None,
+        }
+    }
+    /// True if somebody wants the seat to have a session.
+    fn wanted(&self, seat: &Seat) -> bool {
+        let appointed = self.maintained(seat).is_some_and(|b| self.appointed.contains_key(&b));
+        self.stopping.is_none() && (appointed || !seat.exports.is_empty())
+    }
+
+    // ------------------------------------------------------------------ time
+
+    pub(crate) fn seat_wake(&self, seat: &Seat) -> Time {
+        let exports = seat.exports.values().filter(|o| !o.opened).map(|o| o.since + OPEN_WAIT);
+        let phase = match &seat.phase {
+            Phase::Attaching(a) => a.asked.map_or(a.next, |(_, at)| at + ASK_AGAIN),
+            Phase::Live(l) => l.session.next_wake().min(seat.linger.unwrap_or(Time::FAR)),
+        };
+        exports.chain([phase]).min().unwrap_or(Time::FAR)
+    }
+    pub(crate) fn appointed_wake(&self) -> Time {
+        let idle = self.appointed.iter().filter(|(b, _)| !self.has_seat(**b));
+        idle.map(|(_, at)| *at).min().unwrap_or(Time::FAR)
+    }
+    fn has_seat(&self, branch: BranchId) -> bool {
+        self.seats.by_branch.contains_key(&branch)
+            || self.seats.all.values().any(|s| self.maintained(s) == Some(branch))
+    }
+    pub(crate) fn tend_seats(&mut self, now: Time) {
+        if self.stopping.is_none() {
+            let due: Vec<BranchId> =
+                self.appointed.iter().filter(|(b, at)| **at <= now && !self.has_seat(**b)).map(|(b, _)| *b).collect();
+            for branch in due {
+                self.new_seat(now, VolumeRef::Branch(branch), SessionKind::Maintenance);
+            }
+        }
+        let ids: Vec<SeatId> = self.seats.all.keys().copied().collect();
+        for id in ids {
+            self.expire_exports(now, id);
+            self.tend_seat(now, id);
+        }
+    }
+    fn tend_seat(&mut self, now: Time, id: SeatId) {
+        let Some(seat) = self.seats.all.get(&id) else { return };
+        let wanted = self.wanted(seat);
+        match &seat.phase {
+            Phase::Attaching(_) if !wanted => self.remove_seat(id, GuestError::Gone),
+            Phase::Attaching(a) => {
+                let due = a.asked.map_or(a.next, |(_, at)| at + ASK_AGAIN);
+                if due <= now {
+                    self.ask_attach(now, id);
+                }
+            }
+            Phase::Live(live) if live.closing || wanted => {}
+            Phase::Live(_) => {
+                let idle = seat.linger.is_none_or(|at| at <= now) || self.stopping.is_some();
+                if idle {
+                    self.close_seat(now, id);
+                }
+            }
+        }
+    }
+    /// The session is to close cleanly.
+    pub(crate) fn close_seat(&mut self, now: Time, id: SeatId) {
+        if let Some(live) = self.seats.all.get_mut(&id).and_then(Seat::live_mut).filter(|l| !l.closing) {
+            live.closing = true;
+            self.tell(id, volume::Event::Close);
+            self.desk.heartbeat_at = now;
+        }
+    }
+
+    // ------------------------------------------------------------------ metad
+
+    fn ask_attach(&mut self, now: Time, id: SeatId) {
+        let token = self.desk.token(Use::Attach(id));
+        let (node, process) = (self.params.node, self.params.process);
+        let Some(seat) = self.seats.all.get_mut(&id) else { return };
+        let force = seat.exports.values().any(|o| o.force && !o.opened);
+        let Phase::Attaching(a) = &mut seat.phase else { return };
+        if let Some((older, _)) = a.asked.replace((token, now)) {
+            self.desk.forget(older);
+        }
+        let (request, volume, kind) = (a.request, seat.volume.clone(), seat.kind);
+        let force = force && !a.again;
+        let request = MetaRequest::Attach { request, volume, node, process, kind, force };
+        self.out.push_back(Effect::Meta { token, request });
+    }
+    pub(crate) fn attach_answer(&mut self, now: Time, id: SeatId, token: u64, answer: MetaAnswer) {
+        let Some(seat) = self.seats.all.get_mut(&id) else { return self.give_back(answer) };
+        let Phase::Attaching(a) = &mut seat.phase else { return };
+        if a.asked.is_none_or(|(t, _)| t != token) {
+            return;
+        }
+        a.asked = None;
+        a.next = now + RETRY;
+        match answer {
+            MetaAnswer::Attached(attached) => self.attached(now, id, *attached),
+            MetaAnswer::Refused(refusal) => self.attach_refused(now, id, refusal),
+            // The same question again, with the same id: its first answer is kept.
+            _ => {}
+        }
+    }
+    fn attach_refused(&mut self, now: Time, id: SeatId, refusal: MetaRefusal) {
+        // A refusal is kept under its id too: what is asked from now on is another question.
+        let request = self.desk.request_id();
+        let Some(seat) = self.seats.all.get_mut(&id) else { return };
+        let kind = seat.kind;
+        let Phase::Attaching(a) = &mut seat.phase else { return };
+        a.request = request;
+        a.refused = Some(refusal.clone());
+        let (again, waited) = (a.again, now.since(a.since));
+        if kind == SessionKind::Maintenance {
+            return self.give_up_appointed(now, id);
+        }
+        let over = match &refusal {
+            MetaRefusal::Held { .. } if again => true,
+            MetaRefusal::Held { live, .. } => *live && waited >= HELD_PATIENCE,
+            // Created meanwhile, or a metad that does not know us yet.
+            MetaRefusal::NotReady | MetaRefusal::UnknownNode => false,
+            _ => true,
+        };
+        if over {
+            self.refuse_exports(id, &error_of(&refusal));
+            self.remove_seat(id, GuestError::Gone);
+        }
+    }
+    fn give_up_appointed(&mut self, now: Time, id: SeatId) {
+        if let Some(branch) = self.seats.all.get(&id).and_then(|s| self.maintained(s))
+            && let Some(at) = self.appointed.get_mut(&branch)
+        {
+            *at = now + RETRY_APPOINTED;
+        }
+        self.remove_seat(id, GuestError::Gone);
+    }
+    /// An epoch that nobody here waits for any more: the next session reconciles.
+    pub(crate) fn give_back(&mut self, answer: MetaAnswer) {
+        let MetaAnswer::Attached(a) = answer else { return };
+        if self.seats.of_branch(a.branch).is_some_and(|(_, l)| l.epoch >= a.epoch) {
+            return;
+        }
+        let request = MetaRequest::Detach { branch: a.branch, epoch: a.epoch, clean: false };
+        self.ask_metad(Use::Told, request);
+    }
+
+    fn attached(&mut self, now: Time, id: SeatId, attached: Attached) {
+        let branch = attached.branch;
+        let mut exports = BTreeMap::new();
+        if let Some((older, live)) = self.seats.of_branch(branch) {
+            if live.epoch >= attached.epoch {
+                // A late answer: the session here is newer.
+                return self.remove_seat(id, GuestError::Gone);
+            }
+            // Displaced on the same node: a maintenance session by a guest's, or an older name of the same.
+            exports = self.displace(now, older);
+        }
+        let instance = self.seats.instance();
+        let source = self.source(Endpoint::Seat(id, instance));
+        let (epoch, name, geometry) = (attached.epoch, attached.name.clone(), attached.geometry);
+        let kind = attached.kind;
+        let session = Session::new(attached, self.params.node, self.params.process, now);
+        #[cfg(feature = "bugs")]
+        let session = {
+            let mut session = session;
+            session.set_bugs(self.volume_bugs);
+            session
+        };
+        let seat = self.seats.all.get_mut(&id).expect("answered");
+        for (&export, &opening) in &exports {
+            seat.exports.insert(export, opening);
+            self.seats.by_export.insert(export, id);
+        }
+        let live = Live {
+            session,
+            instance,
+            branch,
+            epoch,
+            name,
+            geometry,
+            kind,
+            source,
+            opened: false,
+            closing: false,
+            waiting: None,
+        };
+        seat.phase = Phase::Live(live);
+        self.seats.by_branch.insert(branch, id);
+        self.connect_local(id);
+        for agreed in self.links.connected() {
+            self.tell(id, crate::serve::connected(agreed));
+        }
+    }
+    /// Ends a live session at once; its exports go to the next one.
+    fn displace(&mut self, now: Time, id: SeatId) -> BTreeMap<ExportId, crate::seats::Opening> {
+        self.end_live(now, id, CloseReason::Fenced);
+        let exports = self.seats.all.get_mut(&id).map(|s| std::mem::take(&mut s.exports)).unwrap_or_default();
+        self.remove_seat(id, GuestError::Gone);
+        exports
+    }
+    /// What is known and counted on for the seat's session is dropped; the seat itself stays.
+    pub(crate) fn end_live(&mut self, now: Time, id: SeatId, reason: CloseReason) {
+        let Some(live) = self.seats.all.get(&id).and_then(Seat::live) else { return };
+        let (branch, source) = (live.branch, live.source);
+        self.seats.by_branch.remove(&branch);
+        self.forget_leases(now, branch);
+        self.source_closed(source);
+        self.notice(Notice::SessionClosed { branch, reason });
+        let attaching = self.attaching(now, reason == CloseReason::Fenced);
+        if let Some(seat) = self.seats.all.get_mut(&id) {
+            seat.phase = Phase::Attaching(attaching);
+            seat.linger = None;
+        }
+    }
+    /// Everything that waits in the seat ends here.
+    pub(crate) fn remove_seat(&mut self, id: SeatId, error: GuestError) {
+        let Some(mut seat) = self.seats.all.remove(&id) else { return };
+        if let Phase::Attaching(Attaching { asked: Some((token, _)), .. }) = seat.phase {
+            self.desk.forget(token);
+        }
+        let waiting = std::mem::take(&mut seat.flying).into_values().chain(std::mem::take(&mut seat.queue));
+        for asked in waiting {
+            self.complete(&asked, Err(error));
+        }
+        for export in seat.exports.keys() {
+            self.seats.by_export.remove(export);
+            self.out.push_back(Effect::ExportClosed { export: *export });
+        }
+    }
+
+    // ------------------------------------------------------------------ what a session says of itself
+
+    pub(crate) fn session_opened(&mut self, id: SeatId, geometry: proto::Geometry) {
+        let Some(live) = self.seats.all.get_mut(&id).and_then(Seat::live_mut) else { return };
+        (live.opened, live.geometry) = (true, geometry);
+        self.open_exports(id);
+        let queue = self.seats.all.get_mut(&id).map(|s| std::mem::take(&mut s.queue)).unwrap_or_default();
+        for asked in queue {
+            self.submit(id, asked);
+        }
+    }
+    pub(crate) fn session_resized(&mut self, id: SeatId, geometry: proto::Geometry) {
+        let Some(seat) = self.seats.all.get_mut(&id) else { return };
+        let Some(live) = seat.live_mut() else { return };
+        live.geometry = geometry;
+        for (&export, _) in seat.exports.iter().filter(|(_, o)| o.opened) {
+            self.out.push_back(Effect::ExportResized { export, geometry });
+        }
+    }
+    pub(crate) fn session_notice(&mut self, id: SeatId, notice: volume::Notice) {
+        let Some(live) = self.seats.all.get_mut(&id).and_then(Seat::live_mut) else { return };
+        match &notice {
+            volume::Notice::Waiting { reason } => live.waiting = Some(*reason),
+            volume::Notice::WaitOver { .. } => live.waiting = None,
+            _ => {}
+        }
+        let (branch, name) = (live.branch, live.name.clone());
+        self.notice(Notice::Volume { branch, name, notice });
+    }
+    pub(crate) fn session_closed(&mut self, now: Time, id: SeatId, reason: CloseReason) {
+        self.end_live(now, id, reason);
+        let Some(seat) = self.seats.all.get(&id) else { return };
+        let wanted = self.wanted(seat);
+        match reason {
+            _ if !wanted => self.remove_seat(id, GuestError::Gone),
+            _ if seat.kind == SessionKind::Maintenance => self.give_up_appointed(now, id),
+            // What the guest believes written may be gone: as with a drive that was reset under it.
+            CloseReason::Doubt => self.remove_seat(id, GuestError::Io),
+            CloseReason::Fenced | CloseReason::Clean | CloseReason::GivenUp => {
+                let seat = self.seats.all.get_mut(&id).expect("just found");
+                let mut flying: VecDeque<Asked> = std::mem::take(&mut seat.flying).into_values().collect();
+                flying.append(&mut seat.queue);
+                seat.queue = flying;
+                // Pieces of a verification are asked anew by whoever wants it.
+                let lost: Vec<Asked> = seat.queue.iter().filter(|a| matches!(a.client, Client::Verify(_))).cloned().collect();
+                seat.queue.retain(|a| !matches!(a.client, Client::Verify(_)));
+                for asked in lost {
+                    self.complete(&asked, Err(GuestError::Gone));
+                }
+            }
+        }
+    }
+    /// Every export of the seat that is not open is refused; those that are open stay in it.
+    pub(crate) fn refuse_exports(&mut self, id: SeatId, error: &ExportError) {
+        let Some(seat) = self.seats.all.get_mut(&id) else { return };
+        let refused: Vec<ExportId> = seat.exports.iter().filter(|(_, o)| !o.opened).map(|(x, _)| *x).collect();
+        for export in refused {
+            seat.exports.remove(&export);
+            self.seats.by_export.remove(&export);
+            self.out.push_back(Effect::ExportRefused { export, error: error.clone() });
+        }
+    }
+}

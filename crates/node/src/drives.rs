@@ -1,0 +1,267 @@
+//! Our drives: a store each, from `AddDrive` to `Closed`, and what is told of them.
+//!
+//! A drive serves when metad has matched its list of openings, or before that if the boot is the same (the store
+//! itself keeps that rule; the node says `Confirmed`). It never touches a drive's bytes.
+
+use crate::desk::{ASK_AGAIN, Use};
+use crate::event::{DriveParams, Effect, Notice};
+use crate::node::{Endpoint, Job, Node};
+use crate::seats::{Seat, SeatId};
+use proto::control::{DriveStatus, MetaAnswer, MetaRefusal, MetaRequest};
+use proto::message::DriveHello;
+use proto::{DriveId, Refusal, Span, Time};
+use std::collections::BTreeSet;
+use store::event::Opened;
+use store::{OpenParams, Source, Store};
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum State {
+    Opening,
+    Open,
+    Failed,
+    Closed,
+}
+
+/// Whether metad has matched the openings.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Confirmation {
+    /// To be asked at this time; the question under way.
+    Wanted(Time, Option<u64>),
+    Done,
+    /// Rolled back or copied: it does not serve.
+    Stranger,
+}
+
+pub(crate) struct Drive {
+    pub params: DriveParams,
+    pub store: Store,
+    pub state: State,
+    pub opened: Option<Opened>,
+    pub confirmation: Confirmation,
+    /// Connections that have sent this drive anything.
+    pub sources: BTreeSet<Source>,
+}
+
+impl Drive {
+    pub fn next_wake(&self) -> Time {
+        let ask = match (self.state, self.confirmation) {
+            (State::Open, Confirmation::Wanted(at, _)) => at,
+            _ => Time::FAR,
+        };
+        ask.min(self.store.next_wake())
+    }
+    pub fn id(&self) -> DriveId {
+        self.opened.as_ref().map_or(DriveId(0), |o| o.drive)
+    }
+    pub fn serving(&self) -> bool {
+        let same_boot = self.opened.as_ref().is_some_and(|o| o.same_boot);
+        match self.confirmation {
+            Confirmation::Done => self.state == State::Open,
+            Confirmation::Wanted(..) => self.state == State::Open && same_boot,
+            Confirmation::Stranger => false,
+        }
+    }
+    /// Why it answers nobody, if so.
+    pub fn refuses(&self) -> Option<Refusal> {
+        match self.state {
+            State::Open if self.confirmation == Confirmation::Stranger => Some(Refusal::DriveNotConfirmed),
+            State::Open => None,
+            State::Failed => Some(Refusal::DriveFailed),
+            State::Opening | State::Closed => Some(Refusal::NoDrive),
+        }
+    }
+}
+
+/// A refusal of metad to confirm a drive is asked about again so often.
+const ASK_REFUSED: Span = Span::secs(5);
+
+impl Node {
+    pub(crate) fn add_drive(&mut self, now: Time, params: DriveParams) {
+        assert!(!self.by_handle.contains_key(&params.handle), "each drive has a handle of its own");
+        let store = Store::new(OpenParams {
+            size: params.size,
+            boot: self.params.boot,
+            cluster: self.params.cluster,
+            node: self.params.node,
+            opening: params.opening,
+            volatile_cache: params.volatile_cache,
+            now,
+        });
+        let ix = self.drives.len();
+        self.by_handle.insert(params.handle, ix);
+        self.drives.push(Drive {
+            params,
+            store,
+            state: State::Opening,
+            opened: None,
+            confirmation: Confirmation::Wanted(now, None),
+            sources: BTreeSet::new(),
+        });
+        #[cfg(feature = "bugs")]
+        self.drives[ix].store.set_bugs(self.store_bugs);
+        while let Some(effect) = self.drives[ix].store.poll() {
+            self.store_effect(now, ix, effect);
+        }
+    }
+    pub(crate) fn open_drive(&self, drive: DriveId) -> Option<usize> {
+        self.by_drive.get(&drive).copied().filter(|&ix| self.drives[ix].state == State::Open)
+    }
+    /// No drive is still being opened.
+    pub(crate) fn drives_settled(&self) -> bool {
+        self.drives.iter().all(|d| d.state != State::Opening)
+    }
+    /// What a handshake says of our drives.
+    pub(crate) fn hellos(&self) -> Vec<DriveHello> {
+        let known = self.drives.iter().filter(|d| d.opened.is_some() && d.state != State::Closed);
+        known
+            .map(|d| DriveHello {
+                drive: d.id(),
+                failed: d.state == State::Failed,
+                serving: d.serving(),
+                in_doubt: if d.state == State::Open { d.store.in_doubt() } else { Vec::new() },
+            })
+            .collect()
+    }
+
+    pub(crate) fn store_effect(&mut self, now: Time, ix: usize, effect: store::Effect) {
+        let handle = self.drives[ix].params.handle;
+        match effect {
+            store::Effect::Io { io, op } => self.out.push_back(Effect::Io { handle, io, op }),
+            store::Effect::Reply { source, frame } => self.deliver(now, source, frame),
+            store::Effect::Broadcast { frame } => {
+                let sources: Vec<Source> = self.drives[ix].sources.iter().copied().collect();
+                for source in sources {
+                    self.deliver(now, source, frame.clone());
+                }
+            }
+            store::Effect::Pulled { token, result } => self.pulls.pulled(now, token, result),
+            store::Effect::Opened(opened) => self.drive_opened(now, ix, *opened),
+            store::Effect::Failed(failure) => {
+                self.drives[ix].state = State::Failed;
+                let drive = self.drives[ix].id();
+                self.pulls.drive_lost(drive);
+                self.out.push_back(Effect::DriveFailed { handle, failure });
+                self.desk.heartbeat_at = now;
+            }
+            store::Effect::Closed => self.drives[ix].state = State::Closed,
+            store::Effect::Deleted { replicas } => {
+                let drive = self.drives[ix].id();
+                self.ask_metad(Use::Told, MetaRequest::Deleted { drive, replicas });
+            }
+            store::Effect::Notice(notice) => {
+                let drive = self.drives[ix].opened.as_ref().map(|o| o.drive);
+                self.notice(Notice::Store { drive, notice });
+            }
+        }
+    }
+    fn drive_opened(&mut self, now: Time, ix: usize, opened: Opened) {
+        let (drive, handle) = (opened.drive, self.drives[ix].params.handle);
+        let d = &mut self.drives[ix];
+        (d.state, d.opened) = (State::Open, Some(opened));
+        d.confirmation = Confirmation::Wanted(now, None);
+        for (branch, epoch, holder) in d.store.holders() {
+            self.granter.recorded(branch, epoch, holder);
+        }
+        self.by_drive.insert(drive, ix);
+        self.out.push_back(Effect::DriveOpened { handle, drive });
+        // Whoever is connected was told of our drives without this one: let them hear it afresh.
+        for link in self.links.all(|l| l.is_up() && l.source.is_some()) {
+            let lost = self.links.close(now, link, &mut self.out);
+            self.lost(lost);
+        }
+        let ids: Vec<SeatId> = self.seats.live().map(|(id, _)| id).collect();
+        ids.into_iter().for_each(|id| self.connect_local(id));
+        self.desk.heartbeat_at = now;
+    }
+    /// A session's own node, as a connection: at its start, and when our drives are others than before.
+    pub(crate) fn connect_local(&mut self, id: SeatId) {
+        let Some(live) = self.seats.all.get(&id).and_then(Seat::live) else { return };
+        let (older, instance) = (live.source, live.instance);
+        self.source_closed(older);
+        let source = self.source(Endpoint::Seat(id, instance));
+        self.seats.all.get_mut(&id).and_then(Seat::live_mut).expect("just found").source = source;
+        let event = volume::Event::Connected {
+            node: self.me(),
+            connection: self.links.next_connection(),
+            process: self.params.process,
+            drives: self.hellos(),
+        };
+        self.tell(id, event);
+    }
+
+    /// Asks metad to confirm what is not confirmed.
+    pub(crate) fn tend_drives(&mut self, now: Time) {
+        for ix in 0..self.drives.len() {
+            let d = &self.drives[ix];
+            let (State::Open, Confirmation::Wanted(at, asked)) = (d.state, d.confirmation) else { continue };
+            if at > now {
+                continue;
+            }
+            if let Some(token) = asked {
+                self.desk.forget(token);
+            }
+            let d = &self.drives[ix];
+            let opened = d.opened.as_ref().expect("open");
+            let request = MetaRequest::DriveOpened {
+                node: self.params.node,
+                drive: opened.drive,
+                openings: opened.openings.clone(),
+                capacity: opened.capacity,
+                replicas: opened.replicas.clone(),
+                path: d.params.path.clone(),
+            };
+            let token = self.ask_metad(Use::Opened(ix), request);
+            self.drives[ix].confirmation = Confirmation::Wanted(now + ASK_AGAIN, Some(token));
+        }
+    }
+    pub(crate) fn drive_answer(&mut self, now: Time, ix: usize, answer: &MetaAnswer) {
+        let d = &mut self.drives[ix];
+        match answer {
+            MetaAnswer::DriveConfirmed { drive } if *drive == d.id() => {
+                d.confirmation = Confirmation::Done;
+                if d.state == State::Open {
+                    self.jobs.push_back(Job::Store(ix, store::Event::Confirmed));
+                }
+                self.desk.heartbeat_at = now;
+            }
+            MetaAnswer::Refused(MetaRefusal::Stranger) => {
+                d.confirmation = Confirmation::Stranger;
+                let drive = d.id();
+                self.notice(Notice::Stranger { drive });
+            }
+            MetaAnswer::Refused(_) => d.confirmation = Confirmation::Wanted(now + ASK_REFUSED, None),
+            _ => d.confirmation = Confirmation::Wanted(now + Span::millis(200), None),
+        }
+    }
+
+    // ------------------------------------------------------------------ heartbeats
+
+    pub(crate) fn heartbeat(&mut self, now: Time) {
+        if now < self.desk.heartbeat_at {
+            return;
+        }
+        self.desk.heartbeat_at = now + proto::limits::HEARTBEAT;
+        let request = MetaRequest::Heartbeat {
+            node: self.params.node,
+            process: self.params.process,
+            drives: self.drive_statuses(),
+            reaches: self.links.reached(),
+            sessions: self.seats.live().map(|(_, l)| l.session.status()).collect(),
+        };
+        // Only the newest one matters; answers to older ones are nobody's.
+        self.ask_metad(Use::Heartbeat, request);
+    }
+    pub(crate) fn drive_statuses(&self) -> Vec<DriveStatus> {
+        let known = self.drives.iter().filter(|d| d.opened.is_some() && d.state != State::Closed);
+        known
+            .map(|d| DriveStatus {
+                drive: d.id(),
+                failed: d.state == State::Failed,
+                serving: d.serving(),
+                capacity: d.opened.as_ref().map_or(0, |o| o.capacity),
+                used: if d.state == State::Open { d.store.used() } else { 0 },
+                path: d.params.path.clone(),
+            })
+            .collect()
+    }
+}

@@ -1,0 +1,136 @@
+//! Exports: opening and closing them, and the guests' requests.
+//!
+//! Several exports of one volume share its session. While the session opens, or the node attaches again, requests
+//! queue: a guest sees a pause, never an error. Each request is completed exactly once.
+
+use crate::event::{Effect, ExportError, ExportInfo};
+use crate::node::Node;
+use crate::seats::{Asked, Client, Opening, Phase, Seat, SeatId, to_session};
+use proto::control::{SessionKind, VolumeRef};
+use proto::limits::{CLOSE_AFTER, OPEN_WAIT};
+use proto::{ExportId, Ticket, Time};
+use volume::{GuestError, GuestReply, GuestRequest};
+
+impl Node {
+    pub(crate) fn open_export(&mut self, now: Time, export: ExportId, volume: String, force: bool) {
+        assert!(!self.seats.by_export.contains_key(&export), "an export is opened once");
+        if self.stopping.is_some() {
+            self.out.push_back(Effect::ExportRefused { export, error: ExportError::Closing });
+            return;
+        }
+        let id = match self.seats.guest_seat(&volume) {
+            Some(id) => id,
+            None => self.new_seat(now, VolumeRef::Name(volume), SessionKind::Guest),
+        };
+        let seat = self.seats.all.get_mut(&id).expect("found or made");
+        seat.exports.insert(export, Opening { since: now, force, opened: false });
+        seat.linger = None;
+        if let Phase::Attaching(a) = &mut seat.phase
+            && force
+        {
+            a.next = now;
+        }
+        self.seats.by_export.insert(export, id);
+        self.open_exports(id);
+    }
+    /// Says `ExportOpened` to those that wait, if the session serves.
+    pub(crate) fn open_exports(&mut self, id: SeatId) {
+        let Some(seat) = self.seats.all.get_mut(&id) else { return };
+        let Phase::Live(live) = &seat.phase else { return };
+        if !live.opened || live.closing {
+            return;
+        }
+        let info = ExportInfo {
+            name: live.name.clone(),
+            branch: live.branch,
+            geometry: live.geometry,
+            read_only: false,
+        };
+        for (&export, opening) in seat.exports.iter_mut().filter(|(_, o)| !o.opened) {
+            opening.opened = true;
+            self.out.push_back(Effect::ExportOpened { export, info: info.clone() });
+        }
+    }
+    pub(crate) fn close_export(&mut self, now: Time, export: ExportId) {
+        let Some(id) = self.seats.by_export.remove(&export) else { return };
+        let Some(seat) = self.seats.all.get_mut(&id) else { return };
+        seat.exports.remove(&export);
+        // Its clients are gone: what they asked and was not handed in will not be.
+        let (gone, kept): (Vec<Asked>, Vec<Asked>) =
+            seat.queue.drain(..).partition(|a| a.client == Client::Export(export));
+        seat.queue = kept.into();
+        if seat.exports.is_empty() && seat.kind == SessionKind::Guest {
+            seat.linger = Some(now + CLOSE_AFTER);
+        }
+        for asked in gone {
+            self.complete(&asked, Err(GuestError::Gone));
+        }
+    }
+    /// Exports that have waited long enough for their session.
+    pub(crate) fn expire_exports(&mut self, now: Time, id: SeatId) {
+        let Some(seat) = self.seats.all.get_mut(&id) else { return };
+        let late = |o: &Opening| !o.opened && o.since + OPEN_WAIT <= now;
+        if !seat.exports.values().any(late) {
+            return;
+        }
+        let why = seat.why();
+        let expired: Vec<ExportId> = seat.exports.iter().filter(|(_, o)| late(o)).map(|(x, _)| *x).collect();
+        for export in expired {
+            seat.exports.remove(&export);
+            self.seats.by_export.remove(&export);
+            self.out.push_back(Effect::ExportRefused { export, error: why.clone() });
+        }
+        if seat.exports.is_empty() && seat.live().is_some() {
+            seat.linger = Some(now + CLOSE_AFTER);
+        }
+    }
+
+    // ------------------------------------------------------------------ requests
+
+    pub(crate) fn guest(&mut self, export: ExportId, request: GuestRequest) {
+        let asked = Asked { client: Client::Export(export), ticket: request.ticket, op: request.op };
+        match self.seats.by_export.get(&export) {
+            Some(&id) => self.submit(id, asked),
+            None => self.complete(&asked, Err(GuestError::Gone)),
+        }
+    }
+    /// Hands a request to the seat's session, or keeps it until there is one.
+    pub(crate) fn submit(&mut self, id: SeatId, asked: Asked) {
+        let ticket = self.seats.ticket();
+        let Some(seat) = self.seats.all.get_mut(&id) else {
+            return self.complete(&asked, Err(GuestError::Gone));
+        };
+        if !seat.live().is_some_and(|l| l.opened && !l.closing) {
+            seat.queue.push_back(asked);
+            return;
+        }
+        let request = to_session(ticket, &asked);
+        seat.flying.insert(ticket, asked);
+        self.tell(id, volume::Event::Guest(request));
+    }
+    /// The session has completed a ticket.
+    pub(crate) fn completed(&mut self, id: SeatId, ticket: Ticket, result: Result<GuestReply, GuestError>) {
+        let seat = self.seats.all.get_mut(&id).expect("a session speaks from its seat");
+        // The session is over: what becomes of the request is decided when it has closed.
+        if matches!(result, Err(GuestError::Gone)) && seat.live().is_some() {
+            assert!(seat.flying.contains_key(&ticket), "{ticket} was handed in and not completed");
+            return;
+        }
+        let asked = seat.flying.remove(&ticket);
+        let asked = asked.expect("a ticket is completed once");
+        self.complete(&asked, result);
+    }
+    pub(crate) fn complete(&mut self, asked: &Asked, result: Result<GuestReply, GuestError>) {
+        match asked.client {
+            Client::Export(export) => {
+                self.out.push_back(Effect::Complete { export, ticket: asked.ticket, result });
+            }
+            Client::Verify(request) => self.verified(request, result),
+        }
+    }
+    /// For whoever asks in the name of the node.
+    pub(crate) fn seat_of(&self, branch: proto::BranchId) -> Option<(SeatId, &Seat)> {
+        let id = *self.seats.by_branch.get(&branch)?;
+        Some((id, self.seats.all.get(&id)?))
+    }
+}

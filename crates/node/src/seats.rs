@@ -1,0 +1,239 @@
+//! Seats: one volume's place on this node, from the wish for a session until the last word about it.
+//!
+//! A seat holds at most one `volume::Session`, the exports that share it, and the guests' requests: those that
+//! wait for a session, and those handed to it (kept, so that they go to the next session if this one is fenced
+//! by anything but another guest). Here is only what a seat is; `attach` says how it lives, `guests` what its
+//! exports see.
+//! Invariants: a branch has at most one live session on this node; a guest's request stands in exactly one of
+//! `queue` and `flying` until it is completed.
+
+use crate::event::ExportError;
+use proto::control::{MetaRefusal, SessionKind, VolumeRef};
+use proto::{BranchId, Epoch, ExportId, Geometry, Map, NodeId, RequestId, Ticket, Time};
+use std::collections::{BTreeMap, VecDeque};
+use store::Source;
+use volume::event::WaitReason;
+use volume::{GuestOp, GuestRequest, Session};
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub(crate) struct SeatId(pub u32);
+
+/// One session of this process; what is meant for another one is dropped.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub(crate) struct Instance(pub u32);
+
+/// An export that uses the seat.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Opening {
+    pub since: Time,
+    pub force: bool,
+    /// `ExportOpened` was said.
+    pub opened: bool,
+}
+
+/// Whose a ticket is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Client {
+    Export(ExportId),
+    /// A piece of `volume verify`.
+    Verify(RequestId),
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Asked {
+    pub client: Client,
+    /// The client's own ticket.
+    pub ticket: Ticket,
+    pub op: GuestOp,
+}
+
+/// metad is asked for an epoch.
+#[derive(Debug)]
+pub(crate) struct Attaching {
+    pub request: RequestId,
+    /// The question under way, and since when.
+    pub asked: Option<(u64, Time)>,
+    /// Not before.
+    pub next: Time,
+    /// Since when this attach is wanted.
+    pub since: Time,
+    /// A session here was fenced: guests wait, and there is no deadline; but another guest's session ends it.
+    pub again: bool,
+    /// The last answer that was none.
+    pub refused: Option<MetaRefusal>,
+}
+
+pub(crate) struct Live {
+    pub session: Session,
+    pub instance: Instance,
+    pub branch: BranchId,
+    pub epoch: Epoch,
+    pub name: String,
+    pub geometry: Geometry,
+    pub kind: SessionKind,
+    /// The session's name at our own stores; a new one at each reconnect.
+    pub source: Source,
+    /// It serves.
+    pub opened: bool,
+    /// `Close` was said.
+    pub closing: bool,
+    pub waiting: Option<WaitReason>,
+}
+
+#[expect(clippy::large_enum_variant, reason = "nearly all seats are live")]
+pub(crate) enum Phase {
+    Attaching(Attaching),
+    Live(Live),
+}
+
+pub(crate) struct Seat {
+    pub volume: VolumeRef,
+    pub kind: SessionKind,
+    pub phase: Phase,
+    pub exports: BTreeMap<ExportId, Opening>,
+    pub queue: VecDeque<Asked>,
+    /// By the session's ticket: in the order in which they were handed in.
+    pub flying: BTreeMap<Ticket, Asked>,
+    /// The last export has gone: close then.
+    pub linger: Option<Time>,
+}
+
+impl Seat {
+    pub fn live(&self) -> Option<&Live> {
+        match &self.phase {
+            Phase::Live(l) => Some(l),
+            Phase::Attaching(_) => None,
+        }
+    }
+    pub fn live_mut(&mut self) -> Option<&mut Live> {
+        match &mut self.phase {
+            Phase::Live(l) => Some(l),
+            Phase::Attaching(_) => None,
+        }
+    }
+    pub fn is_named(&self, name: &str) -> bool {
+        match (&self.phase, &self.volume) {
+            (Phase::Live(l), _) => l.name == name,
+            (_, VolumeRef::Name(n)) => n == name,
+            _ => false,
+        }
+    }
+    /// Why it is not open yet, for whoever has waited long enough.
+    pub fn why(&self) -> ExportError {
+        match &self.phase {
+            Phase::Attaching(a) => match &a.refused {
+                Some(r) => error_of(r),
+                None => ExportError::NoMetad,
+            },
+            Phase::Live(l) => ExportError::Timeout(match l.waiting {
+                Some(reason) => format!("waiting: {reason:?}"),
+                None => "its replicas have not all answered".to_owned(),
+            }),
+        }
+    }
+}
+
+/// A refusal of metad in the words of an export.
+pub(crate) fn error_of(refusal: &MetaRefusal) -> ExportError {
+    match refusal {
+        MetaRefusal::NoSuchVolume => ExportError::NoSuchVolume,
+        MetaRefusal::NotReady => ExportError::NotReady,
+        MetaRefusal::Held { name, epoch, .. } => {
+            ExportError::Held { holder: name.clone(), epoch: epoch.0 }
+        }
+        other => ExportError::Timeout(format!("metad refused: {other:?}")),
+    }
+}
+
+#[derive(Default)]
+pub(crate) struct Seats {
+    pub all: BTreeMap<SeatId, Seat>,
+    /// Live sessions only.
+    pub by_branch: Map<BranchId, SeatId>,
+    pub by_export: Map<ExportId, SeatId>,
+    next_seat: u32,
+    next_instance: u32,
+    next_ticket: u64,
+}
+
+impl Seats {
+    pub fn add(&mut self, seat: Seat) -> SeatId {
+        self.next_seat += 1;
+        let id = SeatId(self.next_seat);
+        self.all.insert(id, seat);
+        id
+    }
+    pub fn instance(&mut self) -> Instance {
+        self.next_instance += 1;
+        Instance(self.next_instance)
+    }
+    pub fn ticket(&mut self) -> Ticket {
+        self.next_ticket += 1;
+        Ticket(self.next_ticket)
+    }
+    /// The live session of a branch.
+    pub fn of_branch(&self, branch: BranchId) -> Option<(SeatId, &Live)> {
+        let id = *self.by_branch.get(&branch)?;
+        Some((id, self.all.get(&id)?.live()?))
+    }
+    pub fn live(&self) -> impl Iterator<Item = (SeatId, &Live)> + '_ {
+        self.all.iter().filter_map(|(id, s)| Some((*id, s.live()?)))
+    }
+    /// A guest's seat of that volume.
+    pub fn guest_seat(&self, name: &str) -> Option<SeatId> {
+        let wanted = |s: &&Seat| s.kind == SessionKind::Guest && s.is_named(name);
+        self.all.iter().find(|(_, s)| wanted(s)).map(|(id, _)| *id)
+    }
+}
+
+/// What a session counts on (5.5): other nodes' leases as the holder has them; its own node's as long as no newer
+/// epoch has asked here.
+pub(crate) struct Counted<'a> {
+    pub me: NodeId,
+    pub epoch: Epoch,
+    pub holder: &'a crate::lease::Holder,
+    pub granter: &'a crate::lease::Granter,
+}
+impl volume::Leases for Counted<'_> {
+    fn until(&self, node: NodeId, branch: BranchId) -> Time {
+        if node != self.me {
+            return self.holder.until(node, branch, self.epoch);
+        }
+        if self.granter.known(branch) > self.epoch { Time::ZERO } else { Time::FAR }
+    }
+}
+
+/// A session's token on the wire names the session too: an answer to an older one of the same branch is nobody's.
+const TOKEN_BITS: u32 = 48;
+const INSTANCE_MASK: u64 = 0x7fff;
+
+pub(crate) fn wrap(token: u64, instance: Instance) -> u64 {
+    assert!(token >> TOKEN_BITS == 0, "a session asks fewer than 2^48 questions");
+    if token == 0 { 0 } else { (u64::from(instance.0) & INSTANCE_MASK) << TOKEN_BITS | token }
+}
+/// `None`: another session's.
+pub(crate) fn unwrap(wire: u64, instance: Instance) -> Option<u64> {
+    if wire == 0 {
+        return Some(0);
+    }
+    let mine = (wire >> TOKEN_BITS) == (u64::from(instance.0) & INSTANCE_MASK);
+    mine.then_some(wire & ((1 << TOKEN_BITS) - 1))
+}
+
+pub(crate) fn to_session(ticket: Ticket, asked: &Asked) -> GuestRequest {
+    GuestRequest { ticket, op: asked.op.clone() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_comes_back_to_its_own_session_only() {
+        let (a, b) = (Instance(1), Instance(2));
+        assert_eq!(unwrap(wrap(7, a), a), Some(7));
+        assert_eq!(unwrap(wrap(7, a), b), None);
+        assert_eq!(unwrap(wrap(0, a), b), Some(0), "what is not asked for is everybody's");
+        assert_eq!(wrap(7, Instance(0x7fff)) & crate::pull::OWN_TOKEN, 0);
+    }
+}

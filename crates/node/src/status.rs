@@ -1,0 +1,94 @@
+//! What a node says of itself: for the admin socket, and for the simulator, which judges by it.
+
+use crate::node::Node;
+use proto::control::{DriveStatus, SessionStatus};
+use proto::message::Attempt;
+use proto::{BranchId, DriveId, Epoch, NodeId, ProcessNumber, Time};
+use store::Store;
+use volume::Session;
+
+/// A lease that runs, seen from one of its two sides.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LeaseStatus {
+    /// The other side.
+    pub node: NodeId,
+    pub branch: BranchId,
+    pub epoch: Epoch,
+    /// Held: until when it is counted on. Granted: when it was last granted.
+    pub time: Time,
+}
+
+/// A peer as the data network shows it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LinkStatus {
+    pub node: NodeId,
+    pub process: ProcessNumber,
+}
+
+impl Node {
+    #[must_use]
+    pub fn id(&self) -> NodeId {
+        self.params.node
+    }
+    #[must_use]
+    pub fn process(&self) -> ProcessNumber {
+        self.params.process
+    }
+    /// Live sessions, opening and closing ones too.
+    pub fn sessions(&self) -> impl Iterator<Item = &Session> + '_ {
+        self.seats.live().map(|(_, l)| &l.session)
+    }
+    pub fn session(&self, branch: BranchId) -> Option<&Session> {
+        self.seats.of_branch(branch).map(|(_, l)| &l.session)
+    }
+    /// Drives that are open, with their stores.
+    pub fn stores(&self) -> impl Iterator<Item = (DriveId, &Store)> + '_ {
+        let open = self.drives.iter().filter(|d| d.state == crate::drives::State::Open);
+        open.map(|d| (d.id(), &d.store))
+    }
+    #[must_use]
+    pub fn session_statuses(&self) -> Vec<SessionStatus> {
+        self.sessions().map(Session::status).collect()
+    }
+    #[must_use]
+    pub fn drives(&self) -> Vec<DriveStatus> {
+        self.drive_statuses()
+    }
+    /// Leases that our sessions hold.
+    #[must_use]
+    pub fn leases_held(&self, now: Time) -> Vec<LeaseStatus> {
+        let running = self.holder.held().filter(|l| l.3 > now);
+        running.map(|(node, branch, epoch, time)| LeaseStatus { node, branch, epoch, time }).collect()
+    }
+    /// Leases that others hold from us.
+    #[must_use]
+    pub fn leases_granted(&self, now: Time) -> Vec<LeaseStatus> {
+        let running = self.granter.running(now);
+        running.map(|(node, branch, epoch, time)| LeaseStatus { node, branch, epoch, time }).collect()
+    }
+    /// Until when a session here may count on `node`'s lease; what the session itself is told.
+    #[must_use]
+    pub fn lease_until(&self, node: NodeId, branch: BranchId) -> Time {
+        use volume::Leases as _;
+        let Some((_, live)) = self.seats.of_branch(branch) else { return Time::ZERO };
+        let (me, epoch) = (self.params.node, live.epoch);
+        let (holder, granter) = (&self.holder, &self.granter);
+        crate::seats::Counted { me, epoch, holder, granter }.until(node, branch)
+    }
+    /// Peers with a connection of ours that is up.
+    #[must_use]
+    pub fn links(&self) -> Vec<LinkStatus> {
+        let up = self.links.connected();
+        up.into_iter().map(|a| LinkStatus { node: a.peer, process: a.process }).collect()
+    }
+    /// Resync attempts with a target here: branch, attempt, extents left to pull.
+    pub fn attempts(&self) -> impl Iterator<Item = (BranchId, &Attempt, usize)> + '_ {
+        self.pulls.attempts()
+    }
+    /// Guests' requests that are not completed: with a session, and waiting for one.
+    #[must_use]
+    pub fn open_requests(&self) -> (usize, usize) {
+        let seats = self.seats.all.values();
+        seats.fold((0, 0), |(f, q), s| (f + s.flying.len(), q + s.queue.len()))
+    }
+}
