@@ -10,7 +10,7 @@ use crate::node::{Endpoint, Node};
 use crate::seats::{Asked, Attaching, Client, Live, Phase, Seat, SeatId, error_of};
 use proto::control::{Attached, MetaAnswer, MetaRefusal, MetaRequest, SessionKind, VolumeRef};
 use proto::limits::OPEN_WAIT;
-use proto::{BranchId, ExportId, Span, Time};
+use proto::{BranchId, Epoch, ExportId, Span, Time};
 use std::collections::{BTreeMap, VecDeque};
 use volume::{CloseReason, GuestError, Session};
 
@@ -77,8 +77,12 @@ impl Node {
     }
     pub(crate) fn tend_seats(&mut self, now: Time) {
         if self.stopping.is_none() {
-            let due: Vec<BranchId> =
-                self.appointed.iter().filter(|(b, at)| **at <= now && !self.has_seat(**b)).map(|(b, _)| *b).collect();
+            let due: Vec<BranchId> = self
+                .appointed
+                .iter()
+                .filter(|(b, at)| **at <= now && !self.has_seat(**b))
+                .map(|(b, _)| *b)
+                .collect();
             for branch in due {
                 self.new_seat(now, VolumeRef::Branch(branch), SessionKind::Maintenance);
             }
@@ -135,7 +139,7 @@ impl Node {
         self.out.push_back(Effect::Meta { token, request });
     }
     pub(crate) fn attach_answer(&mut self, now: Time, id: SeatId, token: u64, answer: MetaAnswer) {
-        let Some(seat) = self.seats.all.get_mut(&id) else { return self.give_back(answer) };
+        let Some(seat) = self.seats.all.get_mut(&id) else { return self.give_back(now, answer) };
         let Phase::Attaching(a) = &mut seat.phase else { return };
         if a.asked.is_none_or(|(t, _)| t != token) {
             return;
@@ -181,14 +185,28 @@ impl Node {
         }
         self.remove_seat(id, GuestError::Gone);
     }
-    /// An epoch that nobody here waits for any more: the next session reconciles.
-    pub(crate) fn give_back(&mut self, answer: MetaAnswer) {
+    /// An epoch that nobody here waits for any more is given back: the next session reconciles.
+    pub(crate) fn give_back(&mut self, now: Time, answer: MetaAnswer) {
         let MetaAnswer::Attached(a) = answer else { return };
-        if self.seats.of_branch(a.branch).is_some_and(|(_, l)| l.epoch >= a.epoch) {
-            return;
+        if self.seats.of_branch(a.branch).is_none_or(|(_, l)| l.epoch < a.epoch) {
+            self.desk.give_backs.insert((a.branch, a.epoch), now);
+            self.stirred = true;
         }
-        let request = MetaRequest::Detach { branch: a.branch, epoch: a.epoch, clean: false };
-        self.ask_metad(Use::Told, request);
+    }
+    pub(crate) fn tend_give_backs(&mut self, now: Time) {
+        let due: Vec<_> =
+            self.desk.give_backs.iter().filter(|(_, at)| **at <= now).map(|(k, _)| *k).collect();
+        for (branch, epoch) in due {
+            self.desk.give_backs.insert((branch, epoch), now + ASK_AGAIN);
+            let request = MetaRequest::Detach { branch, epoch, clean: false };
+            self.ask_metad(Use::GiveBack(branch, epoch), request);
+        }
+    }
+    pub(crate) fn given_back(&mut self, now: Time, branch: BranchId, epoch: Epoch, answer: &MetaAnswer) {
+        match answer {
+            MetaAnswer::Ok | MetaAnswer::Refused(_) => self.desk.give_backs.remove(&(branch, epoch)),
+            _ => self.desk.give_backs.insert((branch, epoch), now + RETRY),
+        };
     }
 
     fn attached(&mut self, now: Time, id: SeatId, attached: Attached) {
@@ -205,7 +223,6 @@ impl Node {
         let instance = self.seats.instance();
         let source = self.source(Endpoint::Seat(id, instance));
         let (epoch, name, geometry) = (attached.epoch, attached.name.clone(), attached.geometry);
-        let kind = attached.kind;
         let session = Session::new(attached, self.params.node, self.params.process, now);
         #[cfg(feature = "bugs")]
         let session = {
@@ -225,7 +242,6 @@ impl Node {
             epoch,
             name,
             geometry,
-            kind,
             source,
             opened: false,
             closing: false,
@@ -319,7 +335,8 @@ impl Node {
                 flying.append(&mut seat.queue);
                 seat.queue = flying;
                 // Pieces of a verification are asked anew by whoever wants it.
-                let lost: Vec<Asked> = seat.queue.iter().filter(|a| matches!(a.client, Client::Verify(_))).cloned().collect();
+                let lost: Vec<Asked> =
+                    seat.queue.iter().filter(|a| matches!(a.client, Client::Verify(_))).cloned().collect();
                 seat.queue.retain(|a| !matches!(a.client, Client::Verify(_)));
                 for asked in lost {
                     self.complete(&asked, Err(GuestError::Gone));
@@ -330,7 +347,8 @@ impl Node {
     /// Every export of the seat that is not open is refused; those that are open stay in it.
     pub(crate) fn refuse_exports(&mut self, id: SeatId, error: &ExportError) {
         let Some(seat) = self.seats.all.get_mut(&id) else { return };
-        let refused: Vec<ExportId> = seat.exports.iter().filter(|(_, o)| !o.opened).map(|(x, _)| *x).collect();
+        let refused: Vec<ExportId> =
+            seat.exports.iter().filter(|(_, o)| !o.opened).map(|(x, _)| *x).collect();
         for export in refused {
             seat.exports.remove(&export);
             self.seats.by_export.remove(&export);

@@ -1,7 +1,7 @@
 //! Questions to metad: whose each is, and what is told without being asked.
 
 use crate::seats::{Instance, SeatId};
-use proto::{RequestId, Span, Time};
+use proto::{BranchId, Epoch, RequestId, Span, Time};
 use std::collections::BTreeMap;
 
 /// Who waits for an answer.
@@ -13,8 +13,10 @@ pub(crate) enum Use {
     Heartbeat,
     /// A drive asks to be confirmed.
     Opened(usize),
-    /// An attach that came too late is given back; replicas were erased. Nothing follows.
-    Told,
+    /// An epoch that came too late.
+    GiveBack(BranchId, Epoch),
+    /// So many erased replicas of a drive.
+    Erased(usize, usize),
 }
 
 /// A question that no answer came to is asked again.
@@ -26,11 +28,25 @@ pub(crate) struct Desk {
     /// State of the generator of request ids.
     seed: u64,
     pub heartbeat_at: Time,
+    /// The newest heartbeat's token.
+    pub heartbeat: Option<u64>,
+    /// Epochs to be given back, and when to say so (again).
+    pub give_backs: BTreeMap<(BranchId, Epoch), Time>,
 }
 
 impl Desk {
     pub fn new(seed: u64) -> Desk {
-        Desk { uses: BTreeMap::new(), next: 1, seed, heartbeat_at: Time::ZERO }
+        Desk {
+            uses: BTreeMap::new(),
+            next: 1,
+            seed,
+            heartbeat_at: Time::ZERO,
+            heartbeat: None,
+            give_backs: BTreeMap::new(),
+        }
+    }
+    pub fn next_wake(&self) -> Time {
+        self.give_backs.values().copied().min().unwrap_or(Time::FAR).min(self.heartbeat_at)
     }
     pub fn token(&mut self, of: Use) -> u64 {
         let token = self.next;

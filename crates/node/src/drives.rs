@@ -7,7 +7,7 @@ use crate::desk::{ASK_AGAIN, Use};
 use crate::event::{DriveParams, Effect, Notice};
 use crate::node::{Endpoint, Job, Node};
 use crate::seats::{Seat, SeatId};
-use proto::control::{DriveStatus, MetaAnswer, MetaRefusal, MetaRequest};
+use proto::control::{DriveStatus, HeldReplica, MetaAnswer, MetaRefusal, MetaRequest};
 use proto::message::DriveHello;
 use proto::{DriveId, Refusal, Span, Time};
 use std::collections::BTreeSet;
@@ -40,6 +40,10 @@ pub(crate) struct Drive {
     pub confirmation: Confirmation,
     /// Connections that have sent this drive anything.
     pub sources: BTreeSet<Source>,
+    /// Erased as ordered; metad has not heard of it. Said again from then on.
+    pub erased: Vec<HeldReplica>,
+    pub erased_at: Time,
+    pub erased_asked: Option<u64>,
 }
 
 impl Drive {
@@ -48,7 +52,8 @@ impl Drive {
             (State::Open, Confirmation::Wanted(at, _)) => at,
             _ => Time::FAR,
         };
-        ask.min(self.store.next_wake())
+        let erased = if self.erased.is_empty() { Time::FAR } else { self.erased_at };
+        ask.min(erased).min(self.store.next_wake())
     }
     pub fn id(&self) -> DriveId {
         self.opened.as_ref().map_or(DriveId(0), |o| o.drive)
@@ -96,6 +101,9 @@ impl Node {
             opened: None,
             confirmation: Confirmation::Wanted(now, None),
             sources: BTreeSet::new(),
+            erased: Vec::new(),
+            erased_at: now,
+            erased_asked: None,
         });
         #[cfg(feature = "bugs")]
         self.drives[ix].store.set_bugs(self.store_bugs);
@@ -125,6 +133,9 @@ impl Node {
 
     pub(crate) fn store_effect(&mut self, now: Time, ix: usize, effect: store::Effect) {
         let handle = self.drives[ix].params.handle;
+        use store::Effect as E;
+        self.stirred |=
+            !matches!(effect, E::Io { .. } | E::Reply { .. } | E::Broadcast { .. } | E::Pulled { .. });
         match effect {
             store::Effect::Io { io, op } => self.out.push_back(Effect::Io { handle, io, op }),
             store::Effect::Reply { source, frame } => self.deliver(now, source, frame),
@@ -145,8 +156,9 @@ impl Node {
             }
             store::Effect::Closed => self.drives[ix].state = State::Closed,
             store::Effect::Deleted { replicas } => {
-                let drive = self.drives[ix].id();
-                self.ask_metad(Use::Told, MetaRequest::Deleted { drive, replicas });
+                let d = &mut self.drives[ix];
+                d.erased.extend(replicas);
+                d.erased_at = now;
             }
             store::Effect::Notice(notice) => {
                 let drive = self.drives[ix].opened.as_ref().map(|o| o.drive);
@@ -189,9 +201,20 @@ impl Node {
         self.tell(id, event);
     }
 
-    /// Asks metad to confirm what is not confirmed.
+    /// Asks metad to confirm what is not confirmed, and tells it what was erased.
     pub(crate) fn tend_drives(&mut self, now: Time) {
         for ix in 0..self.drives.len() {
+            let d = &mut self.drives[ix];
+            if !d.erased.is_empty() && d.erased_at <= now {
+                d.erased_at = now + ASK_AGAIN;
+                let (drive, replicas, older) = (d.id(), d.erased.clone(), d.erased_asked.take());
+                let of = Use::Erased(ix, replicas.len());
+                let token = self.ask_metad(of, MetaRequest::Deleted { drive, replicas });
+                self.drives[ix].erased_asked = Some(token);
+                if let Some(older) = older {
+                    self.desk.forget(older);
+                }
+            }
             let d = &self.drives[ix];
             let (State::Open, Confirmation::Wanted(at, asked)) = (d.state, d.confirmation) else { continue };
             if at > now {
@@ -212,6 +235,15 @@ impl Node {
             };
             let token = self.ask_metad(Use::Opened(ix), request);
             self.drives[ix].confirmation = Confirmation::Wanted(now + ASK_AGAIN, Some(token));
+        }
+    }
+    pub(crate) fn erased_answer(&mut self, now: Time, ix: usize, count: usize, answer: &MetaAnswer) {
+        let d = &mut self.drives[ix];
+        if *answer == MetaAnswer::Ok {
+            // The list only grows at its end, and only the newest question is answered.
+            d.erased.drain(..count);
+            d.erased_asked = None;
+            d.erased_at = now;
         }
     }
     pub(crate) fn drive_answer(&mut self, now: Time, ix: usize, answer: &MetaAnswer) {
@@ -249,7 +281,10 @@ impl Node {
             sessions: self.seats.live().map(|(_, l)| l.session.status()).collect(),
         };
         // Only the newest one matters; answers to older ones are nobody's.
-        self.ask_metad(Use::Heartbeat, request);
+        let token = self.ask_metad(Use::Heartbeat, request);
+        if let Some(older) = self.desk.heartbeat.replace(token) {
+            self.desk.forget(older);
+        }
     }
     pub(crate) fn drive_statuses(&self) -> Vec<DriveStatus> {
         let known = self.drives.iter().filter(|d| d.opened.is_some() && d.state != State::Closed);

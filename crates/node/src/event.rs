@@ -172,16 +172,41 @@ pub enum Effect {
 /// Worth a log line.
 #[derive(Clone, Debug)]
 pub enum Notice {
-    Store { drive: Option<DriveId>, notice: store::event::Notice },
-    Volume { branch: BranchId, name: String, notice: volume::event::Notice },
-    LinkUp { node: NodeId },
-    LinkDown { node: NodeId },
-    HandshakeRefused { node: Option<NodeId>, refusal: proto::Refusal },
-    SessionClosed { branch: BranchId, reason: volume::CloseReason },
+    Store {
+        drive: Option<DriveId>,
+        notice: store::event::Notice,
+    },
+    Volume {
+        branch: BranchId,
+        name: String,
+        notice: volume::event::Notice,
+    },
+    LinkUp {
+        node: NodeId,
+    },
+    LinkDown {
+        node: NodeId,
+    },
+    HandshakeRefused {
+        node: Option<NodeId>,
+        refusal: proto::Refusal,
+    },
+    SessionClosed {
+        branch: BranchId,
+        reason: volume::CloseReason,
+    },
     /// Bytes of a peer were not understood; the connection is closed.
-    BadFrame { node: Option<NodeId>, error: proto::frame::FrameError },
+    BadFrame {
+        node: Option<NodeId>,
+        error: proto::frame::FrameError,
+    },
     /// metad calls the drive rolled back or copied: it serves nobody.
-    Stranger { drive: DriveId },
+    Stranger {
+        drive: DriveId,
+    },
     /// `volume verify` has ended.
-    Verified { request: proto::RequestId, state: crate::VerifyState },
+    Verified {
+        request: proto::RequestId,
+        state: crate::VerifyState,
+    },
 }

@@ -75,7 +75,7 @@ impl Links {
             dirty: Vec::new(),
         }
     }
-    #[cfg(any(feature = "bugs", test))]
+    #[cfg(feature = "bugs")]
     pub fn set_bugs(&mut self, bugs: Seeded) {
         self.bugs = bugs;
     }
@@ -88,7 +88,8 @@ impl Links {
         for peer in self.peers.values_mut() {
             peer.listed = false;
         }
-        for n in nodes.iter().filter(|n| n.node != self.me.node) {
+        let me = self.me.node;
+        for n in nodes.iter().filter(|n| n.node != me) {
             let peer = self.peer(n.node);
             if peer.address != n.address {
                 peer.address.clone_from(&n.address);
@@ -218,8 +219,7 @@ impl Links {
     pub fn next_wake(&self) -> Time {
         let dials = self.peers.values().filter(|p| p.listed && p.dialled.is_none()).map(|p| p.dial_at);
         let links = self.links.values().map(|l| {
-            let ping =
-                if l.is_up() && l.role != Role::Acceptor { l.said + PING_EVERY } else { Time::FAR };
+            let ping = if l.is_up() && l.role != Role::Acceptor { l.said + PING_EVERY } else { Time::FAR };
             ping.min(Links::deadline(l))
         });
         dials.chain(links).min().unwrap_or(Time::FAR)
@@ -270,7 +270,9 @@ impl Links {
     }
     /// False if a newer connection of the same peer has greeted meanwhile.
     pub fn is_newest(&self, id: LinkId) -> bool {
-        let Some(Link { phase: Phase::Settling(a) | Phase::Up(a), .. }) = self.links.get(&id) else { return false };
+        let Some(Link { phase: Phase::Settling(a) | Phase::Up(a), .. }) = self.links.get(&id) else {
+            return false;
+        };
         let newest = self.peers.get(&a.peer).is_none_or(|p| p.newest == (a.process, a.connection));
         newest || self.bugs.has(|b| b.old_connection)
     }
@@ -313,7 +315,13 @@ impl Links {
     }
 
     /// Says why, then closes.
-    pub fn refuse(&mut self, now: Time, id: LinkId, refusal: Refusal, out: &mut VecDeque<Effect>) -> Option<Lost> {
+    pub fn refuse(
+        &mut self,
+        now: Time,
+        id: LinkId,
+        refusal: Refusal,
+        out: &mut VecDeque<Effect>,
+    ) -> Option<Lost> {
         if let Some(link) = self.links.get_mut(&id) {
             frame::encode_refuse(link.raw(), refusal);
             self.send(id, out);

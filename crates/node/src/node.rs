@@ -66,7 +66,11 @@ pub struct Node {
     /// Handshakes are answered at the latest from here on, whatever our drives do.
     pub(crate) greet_by: Time,
     pub(crate) stopping: Option<Stopping>,
+    /// Something other than I/O happened: look at everything.
+    pub(crate) stirred: bool,
+    #[cfg(feature = "bugs")]
     pub(crate) store_bugs: store::Bugs,
+    #[cfg(feature = "bugs")]
     pub(crate) volume_bugs: volume::Bugs,
 }
 
@@ -101,7 +105,10 @@ impl Node {
             turn_drives: BTreeSet::new(),
             greet_by: now + GREET_WAIT,
             stopping: None,
+            stirred: false,
+            #[cfg(feature = "bugs")]
             store_bugs: store::Bugs::default(),
+            #[cfg(feature = "bugs")]
             volume_bugs: volume::Bugs::default(),
         }
     }
@@ -128,6 +135,7 @@ impl Node {
 
     /// One event. Effects are to be drained by `poll` afterwards.
     pub fn handle(&mut self, now: Time, event: Event) {
+        self.stirred |= !matches!(event, Event::Io { .. } | Event::Guest { .. });
         match event {
             Event::AddDrive(params) => self.add_drive(now, params),
             Event::Io { handle, io, result } => {
@@ -150,10 +158,7 @@ impl Node {
             Event::TurnEnd => self.turn_end(now),
             Event::Shutdown => self.shutdown(now),
         }
-        self.maintain(now);
-        if matches!(self.stopping, Some(Stopping::Stopped)) || self.turn_over(&self.jobs) {
-            self.check();
-        }
+        self.settle(now);
     }
     /// Bytes of a peer.
     pub fn received(&mut self, now: Time, link: LinkId, bytes: &[u8]) {
@@ -175,7 +180,16 @@ impl Node {
             }
             self.run(now);
         }
-        self.maintain(now);
+        self.settle(now);
+    }
+    /// After I/O only what it asked for; after anything else, and once a turn, everything.
+    fn settle(&mut self, now: Time) {
+        self.run(now);
+        if self.stirred {
+            self.maintain(now);
+        }
+        #[cfg(debug_assertions)]
+        self.check();
     }
     /// The next effect, in order.
     pub fn poll(&mut self) -> Option<Effect> {
@@ -202,7 +216,7 @@ impl Node {
                 self.links.next_wake(),
                 self.holder.next_wake(),
                 self.pulls.next_wake(),
-                self.desk.heartbeat_at,
+                self.desk.next_wake(),
                 self.appointed_wake(),
                 settle,
                 self.stopping_wake(),
@@ -233,6 +247,7 @@ impl Node {
     /// Pushes whatever can be pushed. Cheap when nothing is due.
     fn maintain(&mut self, now: Time) {
         self.run(now);
+        self.stirred = false;
         for link in self.links.maintain(now, &mut self.out) {
             let lost = self.links.close(now, link, &mut self.out);
             self.lost(lost);
@@ -244,6 +259,7 @@ impl Node {
         self.tend_seats(now);
         self.tend_drives(now);
         self.tend_verifies();
+        self.tend_give_backs(now);
         self.heartbeat(now);
         self.pulls.push(now);
         self.run(now);
@@ -341,9 +357,11 @@ impl Node {
                 self.jobs.push_back(Job::Session(seat, instance, volume::Event::Meta { token, answer }));
             }
             Some(Use::Opened(drive)) => self.drive_answer(now, drive, &answer),
-            Some(Use::Heartbeat | Use::Told) => {}
+            Some(Use::GiveBack(branch, epoch)) => self.given_back(now, branch, epoch, &answer),
+            Some(Use::Erased(drive, count)) => self.erased_answer(now, drive, count, &answer),
+            Some(Use::Heartbeat) => {}
             // Nobody waits for it any more; but an epoch that was given is to be given back.
-            None => self.give_back(answer),
+            None => self.give_back(now, answer),
         }
     }
     fn watch(&mut self, now: Time, update: WatchUpdate) {
@@ -397,6 +415,7 @@ impl Node {
     }
 
     fn session_effect(&mut self, now: Time, id: SeatId, instance: Instance, effect: volume::Effect) {
+        self.stirred |= !matches!(effect, volume::Effect::Send { .. } | volume::Effect::Complete { .. });
         match effect {
             volume::Effect::Send { node, mut frame } => {
                 frame.token = crate::seats::wrap(frame.token, instance);
@@ -447,7 +466,7 @@ impl Node {
                 let Some(token) = crate::seats::unwrap(frame.token, live.instance) else { return };
                 if matches!(reply, Reply::Report(_) | Reply::Done) && node != self.me() {
                     // The session holds the epoch there: from here on the lease is to cover it.
-                    self.holder.show(now, node, frame.branch, live.epoch);
+                    self.stirred |= self.holder.show(now, node, frame.branch, live.epoch);
                 }
                 self.tell(id, event(ReplyFrame { token, reply, ..frame }));
             }
@@ -459,10 +478,8 @@ impl Node {
         self.links.request(now, node, &frame);
     }
 
-    fn turn_over(&self, jobs: &VecDeque<Job>) -> bool {
-        jobs.is_empty() && cfg!(debug_assertions)
-    }
     /// Invariants of the whole.
+    #[cfg(debug_assertions)]
     fn check(&self) {
         assert!(self.jobs.is_empty(), "every job was run");
         for (branch, id) in &self.seats.by_branch {

@@ -23,12 +23,21 @@ const PROGRESS_EVERY: Span = Span::millis(200);
 #[derive(Debug)]
 pub(crate) enum Out {
     /// To the source's node (which may be ours).
-    Source { node: NodeId, frame: RequestFrame },
+    Source {
+        node: NodeId,
+        frame: RequestFrame,
+    },
     /// To the target's own store.
-    Own { drive: DriveId, frame: RequestFrame },
-    Pull { drive: DriveId, pull: Box<store::event::Pull> },
+    Own(RequestFrame),
+    Pull {
+        drive: DriveId,
+        pull: Box<store::event::Pull>,
+    },
     /// To the session.
-    Reply { source: Source, frame: ReplyFrame },
+    Reply {
+        source: Source,
+        frame: ReplyFrame,
+    },
 }
 
 /// An attempt's name here: the connection that it was begun on, branch, number.
@@ -120,7 +129,9 @@ impl Pulls {
         let older: Vec<Key> = self
             .jobs
             .iter()
-            .filter(|(k, j)| k.1 == branch && j.attempt.target == attempt.target && j.attempt.chunk == attempt.chunk)
+            .filter(|(k, j)| {
+                k.1 == branch && j.attempt.target == attempt.target && j.attempt.chunk == attempt.chunk
+            })
             .map(|(k, _)| *k)
             .collect();
         older.into_iter().for_each(|k| self.drop_job(k));
@@ -183,7 +194,8 @@ impl Pulls {
     }
     fn say(&mut self, key: Key, reply: Reply) {
         let Some(job) = self.jobs.get(&key) else { return };
-        let frame = ReplyFrame { token: job.token, branch: job.branch, drive: job.attempt.target.drive, reply };
+        let frame =
+            ReplyFrame { token: job.token, branch: job.branch, drive: job.attempt.target.drive, reply };
         self.out.push_back(Out::Reply { source: key.0, frame });
     }
     fn token(&mut self, key: Key, what: What) -> u64 {
@@ -207,7 +219,7 @@ impl Pulls {
         };
         let frame = RequestFrame { token, scope, request };
         self.out.push_back(match own {
-            true => Out::Own { drive: place.drive, frame },
+            true => Out::Own(frame),
             false => Out::Source { node: place.node, frame },
         });
     }
@@ -272,7 +284,12 @@ impl Pulls {
         job.stage = Stage::Pulling { todo: differ.into(), flying: 0 };
         self.push(now);
     }
-    fn read_done(&mut self, key: Key, extent: u32, data: (Vec<Run>, Vec<proto::record::Sum>, proto::Payload)) {
+    fn read_done(
+        &mut self,
+        key: Key,
+        extent: u32,
+        data: (Vec<Run>, Vec<proto::record::Sum>, proto::Payload),
+    ) {
         let (runs, sums, payload) = data;
         if runs.iter().any(|r| r.state == BlockState::Bad) {
             return self.fail(key, Refusal::BadBlock);

@@ -70,7 +70,6 @@ pub(crate) struct Live {
     pub epoch: Epoch,
     pub name: String,
     pub geometry: Geometry,
-    pub kind: SessionKind,
     /// The session's name at our own stores; a new one at each reconnect.
     pub source: Source,
     /// It serves.
@@ -138,9 +137,7 @@ pub(crate) fn error_of(refusal: &MetaRefusal) -> ExportError {
     match refusal {
         MetaRefusal::NoSuchVolume => ExportError::NoSuchVolume,
         MetaRefusal::NotReady => ExportError::NotReady,
-        MetaRefusal::Held { name, epoch, .. } => {
-            ExportError::Held { holder: name.clone(), epoch: epoch.0 }
-        }
+        MetaRefusal::Held { name, epoch, .. } => ExportError::Held { holder: name.clone(), epoch: epoch.0 },
         other => ExportError::Timeout(format!("metad refused: {other:?}")),
     }
 }

@@ -18,7 +18,6 @@ use store::Source;
 /// A fence that waits for older leases.
 pub(crate) struct HeldFence {
     pub source: Source,
-    pub drive: usize,
     pub asking: Asking,
     pub frame: RequestFrame,
     /// As far as is known: a lease that is returned clears it sooner.
@@ -28,6 +27,7 @@ pub(crate) struct HeldFence {
 impl Node {
     pub(crate) fn message(&mut self, now: Time, id: LinkId, message: Message) {
         let Some(link) = self.links.get(id) else { return };
+        self.stirred |= !link.is_up();
         let (role, up) = (link.role, link.is_up());
         let (peer, source) = (link.peer(), link.source);
         match (message, role) {
@@ -65,7 +65,14 @@ impl Node {
             Err(refusal) => self.handshake_refused(now, id, Some(hello.from), refusal, true),
         }
     }
-    fn handshake_refused(&mut self, now: Time, id: LinkId, node: Option<NodeId>, refusal: Refusal, say: bool) {
+    fn handshake_refused(
+        &mut self,
+        now: Time,
+        id: LinkId,
+        node: Option<NodeId>,
+        refusal: Refusal,
+        say: bool,
+    ) {
         self.notice(Notice::HandshakeRefused { node, refusal });
         let lost = match say {
             true => self.links.refuse(now, id, refusal, &mut self.out),
@@ -88,7 +95,8 @@ impl Node {
                 let lost = self.links.close(now, older, &mut self.out);
                 self.lost(lost);
             }
-            let peer = self.links.get(id).and_then(|l| l.peer()).expect("a link that settles has said who it is");
+            let peer =
+                self.links.get(id).and_then(|l| l.peer()).expect("a link that settles has said who it is");
             let source = self.source(Endpoint::Link(id, peer));
             let drives = self.hellos();
             let agreed = self.links.admit(now, id, source, drives, &mut self.out);
@@ -206,11 +214,14 @@ impl Node {
         // A session of our own that holds an older epoch is over before the store hears of the new one.
         self.revoke(self.me(), branch, epoch);
         let clear_at = self.granter.clear_at(now, asking);
-        self.fences.push(HeldFence { source, drive, asking, frame, clear_at });
+        self.fences.push(HeldFence { source, asking, frame, clear_at });
         self.clear_fences(now);
     }
     /// Hands on the fences whose way is clear, in the order in which they came.
     pub(crate) fn clear_fences(&mut self, now: Time) {
+        if self.fences.is_empty() {
+            return;
+        }
         let mut waiting = Vec::new();
         for mut held in std::mem::take(&mut self.fences) {
             held.clear_at = self.granter.clear_at(now, held.asking);
@@ -232,7 +243,7 @@ impl Node {
                     self.pulls.source_lost(node);
                 }
             }
-            Out::Own { frame, .. } => self.serve(now, PULLS, self.me(), frame),
+            Out::Own(frame) => self.serve(now, PULLS, self.me(), frame),
             Out::Pull { drive, pull } => match self.open_drive(drive) {
                 Some(ix) => self.jobs.push_back(Job::Store(ix, store::Event::Pull(*pull))),
                 None => self.pulls.pulled(now, pull.token, Err(Refusal::NoDrive)),

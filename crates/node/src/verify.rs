@@ -84,6 +84,7 @@ impl Node {
             self.notice(Notice::Verified { request, state });
         } else {
             self.verifies.next.push(request);
+            self.stirred = true;
         }
     }
     /// Result of a `volume verify` that this node's session does.

@@ -1,0 +1,235 @@
+//! A metad small enough to read at once: one process, nothing lost, every rule of `apply` that a node can meet.
+
+use super::{drive_of, summary};
+use proto::control::{
+    Attached, MetaAnswer, MetaRefusal, MetaRequest, SessionKind, VolumeRef, WatchUpdate,
+};
+use proto::limits::NODE_DEAD;
+use proto::{
+    BranchId, ChunkIndex, ConfigNumber, Configuration, DriveId, Epoch, Generation, Geometry, Incarnation,
+    Member, MemberState, NodeId, Place, ProcessNumber, RequestId, Time, VolumeId,
+};
+use std::collections::{BTreeMap, BTreeSet};
+
+pub struct Volume {
+    pub name: String,
+    pub branch: BranchId,
+    pub geometry: Geometry,
+    pub epoch: Epoch,
+    pub chunks: Vec<Configuration>,
+    pub placement: Option<u32>,
+    pub session: Option<(NodeId, ProcessNumber, SessionKind)>,
+    pub clean: bool,
+    pub appointed: Option<NodeId>,
+}
+
+pub struct Metad {
+    nodes: u32,
+    pub volumes: BTreeMap<BranchId, Volume>,
+    heard: BTreeMap<NodeId, (Time, ProcessNumber)>,
+    reaches: BTreeMap<NodeId, Vec<NodeId>>,
+    answers: BTreeMap<RequestId, MetaAnswer>,
+    pub confirmed: BTreeSet<DriveId>,
+    down: BTreeSet<DriveId>,
+    /// To be pushed.
+    pending: Vec<(NodeId, WatchUpdate)>,
+    /// Answers nothing but `Unavailable`.
+    pub leaderless: bool,
+    pub detached_cleanly: u32,
+}
+
+impl Metad {
+    pub fn new(nodes: u32) -> Metad {
+        Metad {
+            nodes,
+            volumes: BTreeMap::new(),
+            heard: BTreeMap::new(),
+            reaches: BTreeMap::new(),
+            answers: BTreeMap::new(),
+            confirmed: BTreeSet::new(),
+            down: BTreeSet::new(),
+            pending: vec![],
+            leaderless: false,
+            detached_cleanly: 0,
+        }
+    }
+    /// A volume of some chunks of 16 MiB on these nodes, made by a maintenance session on the first.
+    pub fn create(&mut self, name: &str, chunks: u32, on: &[u32]) -> BranchId {
+        let branch = BranchId(self.volumes.len() as u64 + 1);
+        let member = |c: u32, n: u32| {
+            let incarnation = Incarnation(branch.0 * 1000 + u64::from(c * 10 + n));
+            let place = Place { node: NodeId(n), drive: drive_of(n), incarnation };
+            Member { place, state: MemberState::InSync }
+        };
+        let placed = (0..chunks).map(|c| Configuration {
+            number: ConfigNumber(0),
+            members: on.iter().map(|&n| member(c, n)).collect(),
+        });
+        let volume = Volume {
+            name: name.to_owned(),
+            branch,
+            geometry: Geometry { size: u64::from(chunks) << 24, chunk_shift: 24 },
+            epoch: Epoch(0),
+            chunks: placed.collect(),
+            placement: Some(1),
+            session: None,
+            clean: false,
+            appointed: None,
+        };
+        self.volumes.insert(branch, volume);
+        self.appoint(branch, Some(NodeId(on[0])));
+        branch
+    }
+    pub fn appoint(&mut self, branch: BranchId, node: Option<NodeId>) {
+        let older = std::mem::replace(&mut self.volumes.get_mut(&branch).unwrap().appointed, node);
+        for n in older.into_iter().chain(node).collect::<BTreeSet<_>>() {
+            let list = self.appointments(n);
+            self.pending.push((n, WatchUpdate::Appointed(list)));
+        }
+    }
+    fn appointments(&self, node: NodeId) -> Vec<BranchId> {
+        self.volumes.values().filter(|v| v.appointed == Some(node)).map(|v| v.branch).collect()
+    }
+    pub fn first_updates(&self, node: NodeId) -> Vec<WatchUpdate> {
+        let nodes = (1..=self.nodes).map(summary).collect();
+        vec![WatchUpdate::Nodes(nodes), WatchUpdate::Appointed(self.appointments(node))]
+    }
+    pub fn pushes(&mut self, now: Time) -> Vec<(NodeId, WatchUpdate)> {
+        let dead = |n: u32| self.heard.get(&NodeId(n)).is_none_or(|h| now.since(h.0) > NODE_DEAD);
+        let down: BTreeSet<DriveId> = (1..=self.nodes).filter(|n| dead(*n)).map(drive_of).collect();
+        if down != self.down {
+            self.down = down;
+            for n in 1..=self.nodes {
+                let drives = self.down.iter().copied().collect();
+                self.pending.push((NodeId(n), WatchUpdate::Down(drives)));
+            }
+        }
+        std::mem::take(&mut self.pending)
+    }
+    fn down(&self) -> Vec<DriveId> {
+        self.down.iter().copied().collect()
+    }
+
+    pub fn handle(&mut self, now: Time, from: NodeId, request: MetaRequest) -> MetaAnswer {
+        if self.leaderless {
+            return MetaAnswer::Unavailable;
+        }
+        match request {
+            MetaRequest::Heartbeat { node, process, reaches, .. } => {
+                assert_eq!(node, from);
+                self.heard.insert(node, (now, process));
+                self.reaches.insert(node, reaches);
+                MetaAnswer::Ok
+            }
+            MetaRequest::Attach { request, volume, node, process, kind, force } => {
+                if let Some(kept) = self.answers.get(&request) {
+                    return kept.clone();
+                }
+                let answer = self.attach(now, &volume, (node, process, kind), force);
+                self.answers.insert(request, answer.clone());
+                answer
+            }
+            MetaRequest::Detach { branch, epoch, clean } => {
+                let v = self.volumes.get_mut(&branch).unwrap();
+                if v.epoch != epoch {
+                    return MetaAnswer::Refused(MetaRefusal::OldEpoch { epoch: v.epoch });
+                }
+                (v.session, v.clean) = (None, clean);
+                self.detached_cleanly += u32::from(clean);
+                MetaAnswer::Ok
+            }
+            MetaRequest::Propose { branch, epoch, changes } => {
+                let v = self.volumes.get_mut(&branch).unwrap();
+                if v.epoch == epoch {
+                    for c in &changes {
+                        let old = &mut v.chunks[c.chunk.0 as usize];
+                        let proven = c.only_if_down.iter().all(|d| self.down.contains(d));
+                        let some = c.members.iter().any(Member::in_sync);
+                        if old.number == c.from && proven && some {
+                            let members = c.members.iter().copied().collect();
+                            *old = Configuration { number: old.number.next(), members };
+                        }
+                    }
+                }
+                self.present(branch, &changes.iter().map(|c| c.chunk).collect::<Vec<_>>())
+            }
+            MetaRequest::Chunks { branch, chunks, .. } => self.present(branch, &chunks),
+            MetaRequest::Created { branch, epoch, placement, failed } => {
+                let v = self.volumes.get_mut(&branch).unwrap();
+                assert!(failed.is_empty() && v.epoch == epoch && placement == 1);
+                v.placement = None;
+                v.chunks.iter_mut().for_each(|c| c.number = ConfigNumber(c.number.0.max(1)));
+                let configurations = (0..).map(ChunkIndex).zip(v.chunks.clone()).collect();
+                MetaAnswer::Created { configurations, placement: None }
+            }
+            MetaRequest::DriveOpened { drive, .. } => {
+                self.confirmed.insert(drive);
+                MetaAnswer::DriveConfirmed { drive }
+            }
+            MetaRequest::Deleted { .. } => MetaAnswer::Ok,
+            MetaRequest::Volumes { .. } => MetaAnswer::Volumes(vec![]),
+        }
+    }
+    fn present(&self, branch: BranchId, chunks: &[ChunkIndex]) -> MetaAnswer {
+        let v = &self.volumes[&branch];
+        let chunks = chunks.iter().map(|c| (*c, v.chunks[c.0 as usize].clone())).collect();
+        MetaAnswer::Configurations { epoch: v.epoch, chunks, down: self.down() }
+    }
+    fn attach(
+        &mut self,
+        now: Time,
+        volume: &VolumeRef,
+        (node, process, kind): (NodeId, ProcessNumber, SessionKind),
+        force: bool,
+    ) -> MetaAnswer {
+        let down = self.down();
+        let found = self.volumes.values_mut().find(|v| match volume {
+            VolumeRef::Name(n) => v.name == *n,
+            VolumeRef::Branch(b) => v.branch == *b,
+        });
+        let Some(v) = found else { return MetaAnswer::Refused(MetaRefusal::NoSuchVolume) };
+        match kind {
+            SessionKind::Guest if v.placement.is_some() => return MetaAnswer::Refused(MetaRefusal::NotReady),
+            SessionKind::Maintenance if v.appointed != Some(node) => {
+                return MetaAnswer::Refused(MetaRefusal::OldEpoch { epoch: v.epoch });
+            }
+            _ => {}
+        }
+        let held = v.session.filter(|(n, _, k)| *k == SessionKind::Guest && *n != node && !force);
+        if let Some((holder, _, _)) = held {
+            let live = self.heard.get(&holder).is_some_and(|h| now.since(h.0) <= NODE_DEAD);
+            if live {
+                let (name, epoch) = (format!("n{}", holder.0), v.epoch);
+                return MetaAnswer::Refused(MetaRefusal::Held { node: holder, name, epoch, live });
+            }
+        }
+        v.epoch = v.epoch.next().unwrap();
+        if let Some((older, _, _)) = v.session.replace((node, process, kind)).filter(|s| s.0 != node) {
+            self.pending.push((older, WatchUpdate::Fenced { branch: v.branch, epoch: v.epoch }));
+        }
+        let clean = std::mem::replace(&mut v.clean, false);
+        MetaAnswer::Attached(Box::new(Attached {
+            volume: VolumeId(v.branch.0),
+            name: v.name.clone(),
+            branch: v.branch,
+            epoch: v.epoch,
+            kind,
+            geometry: v.geometry,
+            generation: Generation::FIRST,
+            parent: None,
+            min_in_sync: 2,
+            wait_when_degraded: true,
+            write_through: false,
+            copies: 3,
+            configurations: v.chunks.clone(),
+            placement: v.placement,
+            clean,
+            loss_accepted: false,
+            down,
+        }))
+    }
+    /// Every member of every chunk is in-sync.
+    pub fn healthy(&self, branch: BranchId) -> bool {
+        self.volumes[&branch].chunks.iter().all(|c| c.members.iter().all(Member::in_sync))
+    }
+}
