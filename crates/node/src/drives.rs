@@ -9,7 +9,7 @@ use crate::node::{Endpoint, Job, Node};
 use crate::seats::{Seat, SeatId};
 use proto::control::{DriveStatus, HeldReplica, MetaAnswer, MetaRefusal, MetaRequest};
 use proto::message::DriveHello;
-use proto::{DriveId, Refusal, Span, Time};
+use proto::{BranchId, DriveId, Epoch, NodeId, Refusal, Span, Time};
 use std::collections::BTreeSet;
 use store::event::Opened;
 use store::{OpenParams, Source, Store};
@@ -54,6 +54,16 @@ impl Drive {
         };
         let erased = if self.erased.is_empty() { Time::FAR } else { self.erased_at };
         ask.min(erased).min(self.store.next_wake())
+    }
+    /// The branch's epoch and its holder, as stored.
+    pub fn on_record(&self, branch: BranchId) -> Option<(Epoch, NodeId)> {
+        let view = self.store.branch(branch)?;
+        (view.holder != NodeId(0)).then_some((view.epoch, view.holder))
+    }
+    /// Bytes that are not free.
+    fn used(&self) -> u64 {
+        let usage = self.store.usage();
+        u64::from(usage.extents - usage.free_extents) * proto::limits::EXTENT as u64
     }
     pub fn id(&self) -> DriveId {
         self.opened.as_ref().map_or(DriveId(0), |o| o.drive)
@@ -171,8 +181,11 @@ impl Node {
         let d = &mut self.drives[ix];
         (d.state, d.opened) = (State::Open, Some(opened));
         d.confirmation = Confirmation::Wanted(now, None);
-        for (branch, epoch, holder) in d.store.holders() {
-            self.granter.recorded(branch, epoch, holder);
+        let branches: BTreeSet<_> = d.store.replicas().into_iter().map(|r| r.branch).collect();
+        for branch in branches {
+            if let Some((epoch, holder)) = d.on_record(branch) {
+                self.granter.recorded(branch, epoch, holder);
+            }
         }
         self.by_drive.insert(drive, ix);
         self.out.push_back(Effect::DriveOpened { handle, drive });
@@ -294,7 +307,7 @@ impl Node {
                 failed: d.state == State::Failed,
                 serving: d.serving(),
                 capacity: d.opened.as_ref().map_or(0, |o| o.capacity),
-                used: if d.state == State::Open { d.store.used() } else { 0 },
+                used: if d.state == State::Open { d.used() } else { 0 },
                 path: d.params.path.clone(),
             })
             .collect()

@@ -202,7 +202,7 @@ impl Node {
         if epoch < self.granter.known(branch) {
             return self.refuse(now, source, &frame, Refusal::OldEpoch);
         }
-        let on_record = self.drives[drive].store.holder(branch);
+        let on_record = self.drives[drive].on_record(branch);
         let asking = Asking { branch, epoch, holder, on_record };
         for node in self.granter.asks(now, asking) {
             if let Some(link) = self.links.accepted_of(node) {

@@ -1,9 +1,7 @@
 //! A metad small enough to read at once: one process, nothing lost, every rule of `apply` that a node can meet.
 
 use super::{drive_of, summary};
-use proto::control::{
-    Attached, MetaAnswer, MetaRefusal, MetaRequest, SessionKind, VolumeRef, WatchUpdate,
-};
+use proto::control::{Attached, MetaAnswer, MetaRefusal, MetaRequest, SessionKind, VolumeRef, WatchUpdate};
 use proto::limits::NODE_DEAD;
 use proto::{
     BranchId, ChunkIndex, ConfigNumber, Configuration, DriveId, Epoch, Generation, Geometry, Incarnation,

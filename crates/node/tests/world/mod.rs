@@ -174,9 +174,8 @@ impl World {
         self.drop_wires(|a, b| a == id || b == id);
     }
     pub fn drop_wires(&mut self, which: impl Fn(NodeId, NodeId) -> bool) {
-        let (gone, kept) = std::mem::take(&mut self.wires)
-            .into_iter()
-            .partition(|w: &Wire| which(w.ends[0].0, w.ends[1].0));
+        let (gone, kept) =
+            std::mem::take(&mut self.wires).into_iter().partition(|w: &Wire| which(w.ends[0].0, w.ends[1].0));
         self.wires = kept;
         let gone: Vec<Wire> = gone;
         for (node, link) in gone.into_iter().flat_map(|w| w.ends) {
