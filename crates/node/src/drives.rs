@@ -5,10 +5,10 @@
 
 use crate::desk::{ASK_AGAIN, Use};
 use crate::event::{DriveParams, Effect, Notice};
-use crate::node::{Endpoint, Job, Node};
+use crate::node::{Endpoint, Job, Node, PULLS};
 use crate::seats::{Seat, SeatId};
 use proto::control::{DriveStatus, HeldReplica, MetaAnswer, MetaRefusal, MetaRequest};
-use proto::message::DriveHello;
+use proto::message::{DriveHello, Reply, ReplyFrame};
 use proto::{BranchId, DriveId, Epoch, NodeId, Refusal, Span, Time};
 use std::collections::BTreeSet;
 use store::event::Opened;
@@ -198,6 +198,16 @@ impl Node {
         ids.into_iter().for_each(|id| self.connect_local(id));
         self.desk.heartbeat_at = now;
     }
+    /// Whoever was told of a drive that did not serve yet hears that it does.
+    fn tell_serving(&mut self, now: Time, ix: usize) {
+        let (drive, in_doubt) = (self.drives[ix].id(), self.drives[ix].store.in_doubt());
+        let mut sources: Vec<Source> = self.endpoints.keys().copied().filter(|s| *s != PULLS).collect();
+        sources.sort_unstable();
+        for source in sources {
+            let reply = Reply::DriveState { drive, failed: false, in_doubt: in_doubt.clone() };
+            self.deliver(now, source, ReplyFrame { token: 0, branch: BranchId(0), drive, reply });
+        }
+    }
     /// A session's own node, as a connection: at its start, and when our drives are others than before.
     pub(crate) fn connect_local(&mut self, id: SeatId) {
         let Some(live) = self.seats.all.get(&id).and_then(Seat::live) else { return };
@@ -264,8 +274,10 @@ impl Node {
         match answer {
             MetaAnswer::DriveConfirmed { drive } if *drive == d.id() => {
                 d.confirmation = Confirmation::Done;
-                if d.state == State::Open {
+                let open = d.state == State::Open;
+                if open {
                     self.jobs.push_back(Job::Store(ix, store::Event::Confirmed));
+                    self.tell_serving(now, ix);
                 }
                 self.desk.heartbeat_at = now;
             }

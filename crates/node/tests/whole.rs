@@ -20,6 +20,8 @@ fn made(chunks: u32) -> (World, BranchId) {
     let branch = w.metad.create("v", chunks, &[1, 2, 3]);
     let ready = w.until(Span::secs(5), |w| w.metad.volumes[&branch].placement.is_none());
     assert!(ready, "{}", w.tail());
+    let serves = w.until(Span::secs(5), |w| w.node(1).session(branch).is_some_and(|s| s.is_serving()));
+    assert!(serves, "{}", w.tail());
     w.metad.appoint(branch, None);
     let closed = w.until(Span::secs(5), |w| w.node(1).session(branch).is_none());
     assert!(closed, "{}", w.tail());

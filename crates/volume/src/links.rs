@@ -287,7 +287,15 @@ impl Session {
             what @ (What::Map { .. } | What::Verify { .. } | What::Repair { .. }) => {
                 self.lost(Pending { what, ..p });
             }
-            What::EndDoubt | What::Hello => {}
+            What::EndDoubt => {}
+            What::Hello => match refusal {
+                Refusal::DriveNotConfirmed | Refusal::NoDrive | Refusal::DriveFailed | Refusal::Closing => {}
+                // No credit for this branch, but it is the drive itself that says so: it serves.
+                _ => {
+                    self.set_serving(d, true);
+                    self.drive_up(d);
+                }
+            },
         }
     }
 
