@@ -340,3 +340,138 @@ fn read_back(past: &mut Past, client: &mut Client, patience: Duration) -> Result
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use oracle::history::Span;
+    use oracle::{Entry, Judge, OpId, OpKind, VolumeNumber};
+    use proptest::prelude::*;
+
+    const BLOCKS: u64 = 3;
+    const VOLUME: VolumeNumber = VolumeNumber(0);
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Send { first: u64, count: u64, fua: bool },
+        Acknowledge(prop::sample::Index),
+        Flush,
+        FlushDone(prop::sample::Index),
+        Lost,
+        NewRun,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            6 => (0..BLOCKS, 1..=BLOCKS, 0..8u8).prop_map(|(first, count, fua)| Step::Send {
+                first,
+                count: count.min(BLOCKS - first),
+                fua: fua == 0,
+            }),
+            5 => any::<prop::sample::Index>().prop_map(Step::Acknowledge),
+            2 => Just(Step::Flush),
+            2 => any::<prop::sample::Index>().prop_map(Step::FlushDone),
+            1 => Just(Step::Lost),
+            1 => Just(Step::NewRun),
+        ]
+    }
+
+    /// The same steps as lines of a log and as a history of the oracle, which forgets nothing.
+    struct Both {
+        lines: Vec<Line>,
+        history: Vec<Entry>,
+        values: Vec<u64>,
+    }
+
+    fn play(steps: &[Step]) -> Both {
+        let mut both = Both { lines: vec![], history: vec![], values: vec![ZERO] };
+        let (mut run, mut sequence) = (1, 0);
+        let (mut sent, mut flushes): (Vec<u64>, Vec<u64>) = (vec![], vec![]);
+        both.lines.push(Line::Run { unix_ns: 0, run, size: BLOCKS * 4096 });
+        for s in steps {
+            let op = |run: u64, sequence| OpId((run << SEQUENCE_BITS) | sequence);
+            let done = |op| Entry::Answer { op, outcome: oracle::Outcome::Done };
+            let ask = |op, kind| Entry::Ask { op, volume: VOLUME, client: 1, kind };
+            match s {
+                Step::Send { first, count, fua } => {
+                    sequence += 1;
+                    let (offset, len) = (first * 4096, count * 4096);
+                    both.lines.push(Line::Sent { sequence, offset, len, fua: *fua });
+                    let op = op(run, sequence);
+                    let span = Span { first: *first, count: *count };
+                    both.history.push(ask(op, OpKind::Write { span, value: op.0, fua: *fua }));
+                    both.values.push(op.0);
+                    sent.push(sequence);
+                }
+                Step::Acknowledge(which) if !sent.is_empty() => {
+                    let sequence = sent.remove(which.index(sent.len()));
+                    both.lines.push(Line::Acknowledged { sequence });
+                    both.history.push(done(op(run, sequence)));
+                }
+                Step::Flush => {
+                    sequence += 1;
+                    both.lines.push(Line::FlushSent { number: sequence });
+                    both.history.push(ask(op(run, sequence), OpKind::Flush));
+                    flushes.push(sequence);
+                }
+                Step::FlushDone(which) if !flushes.is_empty() => {
+                    let number = flushes.remove(which.index(flushes.len()));
+                    both.lines.push(Line::FlushDone { number });
+                    both.history.push(done(op(run, number)));
+                }
+                Step::Lost | Step::NewRun => {
+                    (sent, flushes) = (vec![], vec![]);
+                    both.lines.push(Line::Lost);
+                    if matches!(s, Step::NewRun) {
+                        (run, sequence) = (run + 1, 0);
+                        both.lines.push(Line::Run { unix_ns: 0, run, size: BLOCKS * 4096 });
+                    }
+                }
+                _ => {}
+            }
+        }
+        both
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+
+        /// What is forgotten on the way changes no verdict.
+        #[test]
+        fn the_pruned_past_judges_like_the_whole_one(
+            steps in prop::collection::vec(step(), 1..40),
+            flushed_only in any::<bool>(),
+        ) {
+            let both = play(&steps);
+            let mut past = Past { flushed_only, ..Past::default() };
+            for (at, line) in (1..).zip(&both.lines) {
+                past.take(at, *line);
+            }
+            let span = |first, count| Span { first, count };
+            for block in past.blocks.keys().copied() {
+                for &value in &both.values {
+                    let mut judge = whole(&both, flushed_only);
+                    let (op, kind) = (OpId(u64::MAX), OpKind::Read { span: span(block, 1) });
+                    let ask = Entry::Ask { op, volume: VOLUME, client: 2, kind };
+                    judge.entry(ask).expect("a question breaks nothing");
+                    let outcome = oracle::Outcome::Read(vec![value]);
+                    let expected = judge.entry(Entry::Answer { op, outcome }).is_ok();
+                    let got = past.judge(block, value).is_ok();
+                    prop_assert_eq!(got, expected, "block {} value {:#x} of {:?}", block, value, both.lines);
+                }
+            }
+        }
+    }
+
+    /// A judge that has seen everything. (It cannot be cloned: it is fed anew for each question.)
+    fn whole(both: &Both, flushed_only: bool) -> Judge {
+        let mut judge = Judge::default();
+        let all = Span { first: 0, count: BLOCKS };
+        let end =
+            [Entry::LossPermitted { volume: VOLUME, span: all }, Entry::Serves { volume: VOLUME, client: 2 }];
+        for e in both.history.iter().chain(if flushed_only { &end[..] } else { &[] }) {
+            judge.entry(e.clone()).expect("writes alone break nothing");
+        }
+        judge
+    }
+}
