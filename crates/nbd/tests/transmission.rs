@@ -10,6 +10,8 @@ use common::*;
 use nbd::memory::MemoryDisk;
 use nbd::{Ask, Close, Errno, Op, Server, Violation};
 use proto::limits::{EXPORT_CREDIT_BYTES, EXPORT_CREDIT_REQUESTS};
+use proto::message::{BlockState, Run};
+use proto::{Generation, Version};
 
 const MIB: u64 = 1 << 20;
 const BLOCK: u64 = 4096;
@@ -402,4 +404,50 @@ fn a_short_read_is_a_bug() {
 #[test]
 fn a_server_begins_with_its_greeting() {
     assert_eq!(Server::default().output_len(), 18);
+}
+
+fn run(count: u32, state: BlockState) -> Run {
+    Run { count, state, version: Version::ZERO, generation: Generation(1) }
+}
+
+#[test]
+fn block_status_asks_for_a_bounded_range_and_answers_in_bounded_pieces() {
+    let size = 1 << 40;
+    let mut rig = Rig::entered(size, 2);
+    rig.server.receive(&extended(0, STATUS, 1, 0, size));
+    let Some(Ask::Request { id, op: Op::Map { offset: 0, len } }) = rig.server.poll() else { panic!() };
+    assert_eq!(len, 1 << 30, "a piece at a time, whatever the client asks for");
+    // The worst map: no two neighbours alike.
+    let runs: Vec<Run> = (0..len / BLOCK)
+        .map(|i| run(1, if i % 2 == 0 { BlockState::Data } else { BlockState::Zero }))
+        .collect();
+    rig.server.status_done(id, &runs);
+    let mut reply = Vec::new();
+    rig.server.write_output(&mut reply);
+    let extents: u32 = 1 << 16;
+    let head = ext_chunk(1, 6, 1, 0, 8 + 16 * u64::from(extents)).u32(1).u32(extents).0;
+    assert_eq!(reply[..40], head);
+    assert_eq!(reply.len(), 40 + 16 * extents as usize);
+}
+
+#[test]
+fn a_map_may_say_less_or_more_than_was_asked() {
+    let mut rig = Rig::entered(MIB, 1);
+    let answer = |rig: &mut Rig, flags, offset, len, runs: &[Run]| {
+        rig.server.receive(&compact(flags, STATUS, 1, offset, len));
+        let Some(Ask::Request { id, .. }) = rig.server.poll() else { panic!() };
+        rig.server.status_done(id, runs);
+        let mut reply = Vec::new();
+        rig.server.write_output(&mut reply);
+        reply
+    };
+    // Runs of like state join across extents of the volume; absent and zero look alike, bad is data.
+    let runs = [run(1, BlockState::Absent), run(2, BlockState::Zero), run(1, BlockState::Bad)];
+    let joined = chunk(1, 5, 1, 4 + 16).u32(1).u32(3 * 4096).u32(3).u32(4096).u32(0).0;
+    assert_eq!(answer(&mut rig, 0, 0, 16 * 4096, &runs), joined);
+    // More than was asked for is cut off, less is passed on.
+    let cut = chunk(1, 5, 1, 4 + 8).u32(1).u32(512).u32(3).0;
+    assert_eq!(answer(&mut rig, 0, 512, 512, &runs), cut);
+    // Nothing is an error of the owner's, not of the protocol.
+    assert_eq!(error_of(1, &answer(&mut rig, 0, 0, 512, &[]), 1, 0), EIO);
 }
