@@ -56,6 +56,12 @@ impl Session {
         let c = &mut self.chunks[w.chunk as usize];
         let mut moved = false;
         let mut answer = None;
+        let fails = !self.attached.wait_when_degraded && c.undecided.is_none() && c.inter.count_ones() < min;
+        let (chunk, all_have_it) = (w.chunk, w.live && !w.done && w.acked & c.required == c.required);
+        if fails && all_have_it && w.op.is_some() {
+            self.fail_if_too_few(chunk);
+            return false;
+        }
         if w.live && !w.done && complete(w, c, min) {
             w.done = true;
             moved = true;

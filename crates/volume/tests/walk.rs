@@ -1,6 +1,7 @@
 //! Random walks: a guest, broken links, restarts, power losses one at a time, takeovers, a late and forgetful
 //! metad. Per block linearizable, the invariant of section 3, equal replicas; and everything completes, with all
 //! replicas in-sync, once faults stop.
+#![allow(clippy::unwrap_used, reason = "tests")]
 
 mod world;
 

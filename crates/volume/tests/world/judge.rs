@@ -37,6 +37,8 @@ pub struct Judge {
     /// Blocks that were zeroed: values there are not unique.
     pub zeroed: std::collections::BTreeSet<u64>,
     abandoned: Vec<Epoch>,
+    pub maps: BTreeMap<Ticket, Vec<proto::message::Run>>,
+    pub verified: BTreeMap<Ticket, (Vec<u64>, u64)>,
 }
 
 impl Judge {
@@ -75,7 +77,15 @@ impl Judge {
         self.completed += 1;
         op.result = Some(result.map(|r| match r {
             GuestReply::Read(pieces) => values(&pieces),
-            _ => vec![],
+            GuestReply::Map(runs) => {
+                self.maps.insert(ticket, runs);
+                vec![]
+            }
+            GuestReply::Verified { differing, bytes } => {
+                self.verified.insert(ticket, (differing, bytes));
+                vec![]
+            }
+            GuestReply::Done => vec![],
         }));
     }
 
@@ -132,8 +142,8 @@ impl Judge {
                     "block {block}: {value} read at {r:?} before it was written at {write:?}"
                 ));
             }
-            let low = ops.iter().map(|o| o.1).min().unwrap();
-            let high = ops.iter().map(|o| o.0).max().unwrap();
+            let low = ops.iter().map(|o| o.1).min().expect("its write");
+            let high = ops.iter().map(|o| o.0).max().expect("its write");
             zones.entry(block).or_default().push((low, high, value));
         }
         for (block, list) in zones {

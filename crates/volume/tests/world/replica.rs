@@ -33,6 +33,8 @@ pub struct Block {
     pub version: Version,
 }
 
+pub type Blocks = BTreeMap<(u32, u32), Block>;
+
 #[derive(Clone)]
 pub struct Drive {
     pub id: DriveId,
@@ -48,7 +50,7 @@ pub struct Drive {
     pub fencing: Option<(u64, u64, Epoch, u32)>,
     pub attempts: BTreeMap<u32, Pulling>,
     /// The flush under way: what it will cover, and who asked.
-    pub flush: Option<(BTreeMap<(u32, u32), Block>, Marks)>,
+    pub flush: Option<(Blocks, Marks)>,
     pub flush_number: u64,
     pub flush_wanted: Vec<(u64, u64, u64)>,
     pub self_flush: bool,
@@ -141,6 +143,7 @@ impl Drive {
         Report { fence, in_doubt: self.doubt, marks: self.marks, extents, chunks, free_extents: 100 }
     }
 
+    #[expect(clippy::too_many_lines, reason = "one arm per request")]
     pub fn handle(&mut self, source: u64, holder: NodeId, f: RequestFrame) -> Vec<ReplyFrame> {
         let (token, drive, scope) = (f.token, self.id, f.scope);
         let frame = |reply| ReplyFrame { token, branch: BRANCH, drive, reply };
@@ -254,7 +257,7 @@ impl Drive {
                 let list = (first_extent..first_extent + extents)
                     .map(|e| {
                         let v = (e * 16..e * 16 + 16).map(|b| self.value(scope.chunk.0, b));
-                        (e, v.fold(17, |h, x| h * 31 + x))
+                        (e, v.fold(17, |h: u64, x| h.wrapping_mul(31).wrapping_add(x)))
                     })
                     .collect();
                 vec![frame(Reply::Verified { extents: list, bad: vec![] })]
