@@ -8,7 +8,7 @@ use crate::disk::page::{BranchRecord, ReplicaRecord};
 use crate::event::{Effect, Notice, Source};
 use crate::op::{Answer, Op, Then};
 use crate::records::{AttemptState, BlockSet};
-use crate::store::{Disk, Phase, Store};
+use crate::store::{Phase, Store};
 use proto::control::HeldReplica;
 use proto::message::{Attempt, BranchInfo, ChunkRecord, Reply, Report, ReportedExtent, Request, Scope};
 use proto::{BlockRange, BranchId, ChunkIndex, Configuration, Incarnation, LogIndex, Marks, NodeId, Refusal};
@@ -52,7 +52,6 @@ impl Store {
     pub(crate) fn push_slot(&mut self, branch: BranchId, slot: u32, then: Then) {
         let disk = self.disk_mut();
         let bytes = disk.records.content(slot).encode();
-        disk.record_pages.push(Disk::record_page(slot));
         let period = self.intake.enter();
         self.intake.waiting.push_back(Op { then, ..Op::record(slot_entry(branch, slot), bytes, period) });
     }

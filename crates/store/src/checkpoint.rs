@@ -232,15 +232,10 @@ impl Store {
         {
             self.write_table_page(page);
         }
-        let flushed = self.disk().journal.flushed;
-        for _ in 0..records.len() {
-            let Some(page) = records.pop_front() else { break };
-            if self.checkpoint.in_flight < DEPTH && self.disk().record_pages.is_settled(page, flushed) {
-                self.write_record_page(page);
-            } else if self.checkpoint.in_flight >= DEPTH {
-                records.push_front(page);
-                break;
-            }
+        while self.checkpoint.in_flight < DEPTH
+            && let Some(page) = records.pop_front()
+        {
+            self.write_record_page(page);
         }
         let disk = self.disk();
         let idle = table.is_empty() && records.is_empty() && self.checkpoint.in_flight == 0;
@@ -282,7 +277,7 @@ impl Store {
         let mut buffer = PageBuf::zeroed(1);
         let per = RECORDS_PER_PAGE_U32;
         for number in page * per..((page + 1) * per).min(disk.records.slots()) {
-            put_slot(&mut buffer, (number - page * per) as usize, &disk.records.content(number));
+            put_slot(&mut buffer, (number - page * per) as usize, &disk.records.stored(number));
         }
         let head = PageHead { sequence, upto: disk.journal.flushed };
         seal_page(&mut buffer, Zone::Records, disk.drive, u64::from(page), head);

@@ -108,15 +108,14 @@ impl Store {
         &mut self,
         position: u64,
         marks: &[(BranchId, RawRecord)],
-        mut ops: Vec<Op>,
+        ops: Vec<Op>,
         units: usize,
         blocks: usize,
     ) {
         let disk = self.disk.as_mut().expect("opened");
         let seq = disk.journal.next_seq;
         let mut homes = Vec::with_capacity(ops.len());
-        for op in &mut ops {
-            disk.prepare(op, seq);
+        for op in &ops {
             if op.px != NONE {
                 homes.push(op.px);
             }
@@ -194,7 +193,13 @@ impl Store {
             KIND_ZERO => self.apply_zero(op, seq),
             KIND_PULL => self.apply_pull(op, seq, position),
             KIND_DROP => self.apply_drop(op, seq),
-            KIND_SLOT if op.replica != NONE => self.apply_delete(op.replica, seq),
+            KIND_SLOT => {
+                if op.replica != NONE {
+                    self.apply_delete(op.replica, seq);
+                }
+                let image = op.slot.take().expect("a slot's entry has its bytes");
+                self.disk_mut().records.slot_entered(seq, op.raw.home.get() - 1, image);
+            }
             _ => {}
         }
         if op.px != NONE {
@@ -205,12 +210,15 @@ impl Store {
     }
 
     fn apply_large(&mut self, op: &Op, seq: u64) {
+        let late_join = self.bugs().late_join;
         let disk = self.disk.as_mut().expect("opened");
         let (extent, generation) =
             (op.raw.first.get() / BLOCKS_PER_EXTENT, Generation(op.raw.generation.get()));
         let old = disk.find(op.replica, extent, generation);
-        if old.is_some_and(|px| disk.table.get(px).usage == Use::Reserved) {
-            assert!(self.bugs().late_join, "nothing newer waits for an extent that a large write holds");
+        let newer = |px: Px| disk.table.get(px).usage == Use::Reserved || self.intake.users.contains_key(&px);
+        if old.is_some_and(newer) {
+            assert!(late_join, "nothing newer waits for an extent that a large write holds");
+            disk.table.unreserve(op.px);
             return;
         }
         if let Some(px) = old {
@@ -257,7 +265,8 @@ impl Store {
         let disk = self.disk.as_mut().expect("opened");
         disk.table.own(op.px, seq);
         let home = disk.table.get(op.px).version();
-        disk.overlay.enter(op.px, home).version = version;
+        let d = disk.overlay.enter(op.px, home);
+        d.version = if masks.is_whole() { version } else { d.version.max(version) };
         let mut piece = 0;
         for block in (0..BLOCKS_PER_EXTENT).filter(|b| masks.all() >> b & 1 == 1) {
             let what = match () {
@@ -393,13 +402,6 @@ fn fill_units(bytes: &mut [u8], marks: &[(BranchId, RawRecord)], ops: &[Op]) {
 }
 
 impl Disk {
-    /// Last touches before an operation goes into batch `seq`.
-    fn prepare(&mut self, op: &mut Op, seq: u64) {
-        if op.slot.is_some() {
-            self.record_pages.seal(Disk::record_page(op.raw.home.get() - 1), seq);
-        }
-    }
-
     fn apply_small(&mut self, op: &Op, seq: u64, position: u64) {
         let payload = op.payload.as_ref().expect("a small write has its bytes");
         let version = version_of(&op.raw);

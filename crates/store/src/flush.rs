@@ -127,9 +127,9 @@ impl Store {
         disk.record_pages.flushed(done.mark);
         disk.journal.flushed = disk.journal.flushed.max(done.upto);
         let flushed = disk.journal.flushed;
-        let crate::store::Disk { table, table_pages, .. } = disk;
+        let crate::store::Disk { table, table_pages, records, record_pages, .. } = disk;
         table.settle(flushed, |px, seq| table_pages.touch(crate::disk::page::table_page_of(px), seq));
-        disk.records.settle(flushed);
+        records.settle(flushed, |slot, seq| record_pages.touch(crate::store::Disk::record_page(slot), seq));
         self.commit_blocks(done.mark, flushed);
         self.settle_marks(flushed);
         while let Some((_, answer)) = self.flusher.owed.pop_front_if(|o| o.0 <= flushed) {

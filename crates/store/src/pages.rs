@@ -17,9 +17,6 @@ pub struct Page {
     building: u64,
     /// `None`: nothing under way. `Some(None)`: in flight. `Some(Some(stamp))`: completed, not yet flushed.
     build: Option<Option<u64>>,
-    /// Changes pushed but not in a batch yet, and the newest batch with one (records only).
-    unsealed: u32,
-    newest: u64,
 }
 const CLEAN: u64 = u64::MAX;
 
@@ -34,8 +31,7 @@ pub struct Pages {
 impl Pages {
     #[must_use]
     pub fn new(count: u64) -> Pages {
-        let clean =
-            Page { sequence: 0, slot: 0, dirty: CLEAN, building: CLEAN, build: None, unsealed: 0, newest: 0 };
+        let clean = Page { sequence: 0, slot: 0, dirty: CLEAN, building: CLEAN, build: None };
         let count = usize::try_from(count).expect("fits in memory");
         Pages { pages: vec![clean; count], dirty: BTreeSet::new(), building: Vec::new() }
     }
@@ -51,23 +47,6 @@ impl Pages {
             self.dirty.insert(page);
         }
         p.dirty = p.dirty.min(seq);
-    }
-    /// A change of a record is pushed ...
-    pub fn push(&mut self, page: u32) {
-        self.pages[page as usize].unsealed += 1;
-    }
-    /// ... and is in a batch.
-    pub fn seal(&mut self, page: u32, seq: u64) {
-        let p = &mut self.pages[page as usize];
-        p.unsealed -= 1;
-        p.newest = p.newest.max(seq);
-        self.touch(page, seq);
-    }
-    /// True if everything that the page would show is flushed.
-    #[must_use]
-    pub fn is_settled(&self, page: u32, flushed: u64) -> bool {
-        let p = &self.pages[page as usize];
-        p.unsealed == 0 && p.newest <= flushed
     }
     /// Dirty pages, ascending.
     #[must_use]
@@ -137,14 +116,5 @@ mod tests {
         p.flushed(100);
         assert_eq!(p.pinned(), 9);
         assert_eq!(p.begin(1), Some((0, 2)), "the other slot, the next sequence");
-    }
-
-    #[test]
-    fn a_record_page_waits_for_its_changes() {
-        let mut p = Pages::new(1);
-        p.push(0);
-        assert!(!p.is_settled(0, 100));
-        p.seal(0, 8);
-        assert!(!p.is_settled(0, 7) && p.is_settled(0, 8));
     }
 }

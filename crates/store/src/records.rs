@@ -1,9 +1,9 @@
 //! What the drive keeps about branches and replicas: in memory, each in a slot of the record pages.
 //!
-//! The state here is the *admitted* one: a change is made at once and its entry pushed; a record page waits
-//! until every change it would show is flushed. Never decides who may change what: admission does.
+//! The state here is the *admitted* one: a change is made at once and its entry pushed. Beside it stands what is
+//! flushed, slot by slot: that is what record pages show. Never decides who may change what: admission does.
 
-use crate::disk::page::{BranchRecord, ReplicaRecord, Slot};
+use crate::disk::page::{BranchRecord, RECORD_SLOT, ReplicaRecord, Slot};
 use crate::event::Source;
 use crate::table::ExtentIndex;
 use proto::limits::BLOCKS_PER_EXTENT;
@@ -64,6 +64,9 @@ impl BlockSet {
     }
 }
 
+/// Bytes of a slot.
+pub type Image = Box<[u8; RECORD_SLOT]>;
+
 /// Whose a slot is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Owner {
@@ -79,6 +82,9 @@ pub struct Records {
     by_chunk: Map<(BranchId, ChunkIndex), u32>,
     owners: Vec<Owner>,
     free: Vec<u32>,
+    /// What flushed entries say of each slot, and what entries say that are not flushed, in their order.
+    stored: Vec<Option<Image>>,
+    unflushed: VecDeque<(u64, u32, Image)>,
     /// Deleted replicas whose extents are not settled: until this batch is flushed.
     dying: VecDeque<(u64, u32)>,
 }
@@ -93,6 +99,8 @@ impl Records {
             by_chunk: Map::default(),
             owners: vec![Owner::Nobody; slots as usize],
             free: (0..slots).rev().collect(),
+            stored: vec![None; slots as usize],
+            unflushed: VecDeque::new(),
             dying: VecDeque::new(),
         }
     }
@@ -199,14 +207,23 @@ impl Records {
     pub fn bury(&mut self, number: u32, seq: u64) {
         self.dying.push_back((seq, number));
     }
-    /// Entries up to `flushed` are flushed, and the table has settled.
-    pub fn settle(&mut self, flushed: u64) {
+    /// An entry that sets this slot has taken effect.
+    pub fn slot_entered(&mut self, seq: u64, slot: u32, image: Image) {
+        self.unflushed.push_back((seq, slot, image));
+    }
+    /// Entries up to `flushed` are flushed, and the table has settled. Tells `touched` of each slot whose page must
+    /// now show otherwise.
+    pub fn settle(&mut self, flushed: u64, mut touched: impl FnMut(u32, u64)) {
+        while let Some((seq, slot, image)) = self.unflushed.pop_front_if(|u| u.0 <= flushed) {
+            self.stored[slot as usize] = (image[0] != 0).then_some(image);
+            touched(slot, seq);
+        }
         while let Some((_, number)) = self.dying.pop_front_if(|d| d.0 <= flushed) {
             self.replicas.remove(number as usize);
         }
     }
 
-    /// What a slot holds now: for its page.
+    /// What a slot holds now: for its entry.
     #[must_use]
     pub fn content(&self, slot: u32) -> Slot {
         match self.owners[slot as usize] {
@@ -214,6 +231,20 @@ impl Records {
             Owner::Branch(n) => Slot::Branch(self.branches[n as usize].record.clone()),
             Owner::Replica(n) => Slot::Replica(self.replica(n).record.clone()),
         }
+    }
+    /// What a slot's page shows: what is flushed; a branch's marks as they are now (they only ever rise, and what
+    /// a session has told is true whether it is flushed here or not).
+    #[must_use]
+    pub fn stored(&self, slot: u32) -> Slot {
+        let Some(image) = &self.stored[slot as usize] else { return Slot::Empty };
+        let mut content = Slot::decode(&image[..]).expect("encoded by ourselves");
+        if let (Slot::Branch(b), Owner::Branch(n)) = (&mut content, self.owners[slot as usize]) {
+            let now = &self.branches[n as usize].record;
+            if now.branch == b.branch {
+                b.marks.raise(now.marks);
+            }
+        }
+        content
     }
     #[must_use]
     pub fn slots(&self) -> u32 {
@@ -245,6 +276,7 @@ impl Records {
         let mut orphans = Vec::new();
         let mut empty = Vec::new();
         for (number, slot) in (0..count).zip(slots) {
+            records.stored[number as usize] = (slot != Slot::Empty).then(|| Box::new(slot.encode()));
             match slot {
                 Slot::Empty => empty.push(number),
                 Slot::Branch(b) => {
@@ -253,12 +285,15 @@ impl Records {
                 Slot::Replica(r) => replicas.push((number, r)),
             }
         }
+        // Two of one chunk cannot be either; the younger one would be the true one.
+        replicas.sort_by_key(|(_, r)| std::cmp::Reverse(r.incarnation));
         for (number, r) in replicas {
             let known = records.by_branch.contains_key(&r.branch);
             if known && !records.by_chunk.contains_key(&(r.branch, r.chunk)) {
                 records.insert_replica(r, number);
             } else {
                 orphans.push(number);
+                records.stored[number as usize] = None;
             }
         }
         records.free = empty.into_iter().chain(orphans.iter().copied()).rev().collect();

@@ -50,6 +50,12 @@ impl PullMasks {
         let apart = m.data & m.zero == 0 && (m.data | m.zero) & m.absent == 0;
         (bits >> 48 == 0 && apart).then_some(m)
     }
+    /// Nothing newer was left out: the extent's version is the source's from then on. Otherwise it is at least
+    /// that of what was left out, and must be reported as such.
+    #[must_use]
+    pub fn is_whole(self) -> bool {
+        self.all() == u16::MAX
+    }
     /// All blocks that are set.
     #[must_use]
     pub fn all(self) -> u16 {

@@ -269,7 +269,11 @@ impl Replay {
                 if let Some(key) = self.key(key) {
                     let Some(home) = *home else { return Ok(()) };
                     self.claim(seq, key, home)?;
-                    self.pending.entry(key).or_default().version = Some(*version);
+                    if masks.is_whole() {
+                        self.pending.entry(key).or_default().version = Some(*version);
+                    } else {
+                        self.raise(key, *version);
+                    }
                     self.data(seq, at, key, *version, e);
                     self.bare(seq, key, *version, masks.zero, What::Zero);
                     self.bare(seq, key, *version, masks.absent, What::Absent);
