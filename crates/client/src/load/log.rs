@@ -1,15 +1,17 @@
 //! The log of a run: one line per event, in the order in which the generator knew it.
 //!
-//!     R <unix ns> <run> <size>      a run begins; all later times are ns since then
-//!     C <t>                         connected
-//!     S <t> <seq> <off> <len> <fua> a write is about to be sent
-//!     A <t> <seq>                   it is acknowledged
-//!     E <t> <seq> <errno>           it failed: unknown
-//!     F <t> <n>                     a flush is about to be sent
-//!     D <t> <n>                     it is done
-//!     X <t> <n> <errno>             it failed
-//!     L <t>                         the connection is lost: all that is unanswered is unknown
-//!     Z <t>                         the run ended by itself
+//! ```text
+//! R <unix ns> <run> <size>      a run begins; all later times are ns since then
+//! C <t>                         connected
+//! S <t> <seq> <off> <len> <fua> a write is about to be sent
+//! A <t> <seq>                   it is acknowledged
+//! E <t> <seq> <errno>           it failed: unknown
+//! F <t> <n>                     a flush is about to be sent
+//! D <t> <n>                     it is done
+//! X <t> <n> <errno>             it failed
+//! L <t>                         the connection is lost: all that is unanswered is unknown
+//! Z <t>                         the run ended by itself
+//! ```
 //!
 //! Several runs may share a log. The last line of a run that was killed may be cut off.
 
