@@ -9,7 +9,7 @@ use proto::message::Request;
 
 /// Credits asked for at a time, and when more are asked for.
 const CREDITS: u32 = 256;
-const CREDITS_LOW: u32 = 64;
+const CREDITS_LOW: u32 = 96;
 /// A drive that had no space is not asked for stock again before this.
 const FULL_FOR: Span = Span::secs(1);
 

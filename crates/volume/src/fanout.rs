@@ -150,7 +150,7 @@ impl Session {
     pub(crate) fn transmit(&mut self, seq: u64, slot: usize) {
         let Some(w) = self.window.get(seq) else { return };
         let chunk = w.chunk;
-        let fresh = w.fresh & bit(slot) != 0 || w.op.is_none();
+        let fresh = w.fresh & bit(slot) != 0;
         let payload = w.payload.clone();
         let mut record = w.record.clone();
         let s = &self.chunks[chunk as usize].slots[slot];

@@ -81,7 +81,18 @@ fn fault(w: &mut World) {
     let undecided = !w.questions.is_empty() || w.hosts.iter().any(|h| h.session.undecided().next().is_some());
     let may_lose = !undecided
         && w.metad.chunks.iter().all(|c| c.in_sync().any(|m| m.place.node != n && sound(m.place.drive)));
-    match w.rng.below(10) {
+    match w.rng.below(12) {
+        10 | 11 => {
+            // a node is cut off from all others; what runs there still reaches itself
+            w.cut = if w.cut.is_some() { None } else { Some(n) };
+            for h in 0..w.hosts.len() {
+                for other in w.nodes.keys().copied().collect::<Vec<_>>() {
+                    if !w.reaches(h, other) {
+                        w.disconnect(h, other);
+                    }
+                }
+            }
+        }
         0..=3 => {
             if let Some(h) = newest(w) {
                 w.disconnect(h, n);
@@ -169,6 +180,7 @@ fn walk(seed: u64, steps: usize, faults: u64, bugs: Bugs) -> Result<World, Strin
     }
     w.judge.linearizable()?;
     // faults stop
+    w.cut = None;
     w.metad.down.clear();
     if newest(&w).is_none_or(|h| w.hosts[h].epoch != w.metad.epoch) {
         w.attach(NodeId(2), SessionKind::Guest);
@@ -233,18 +245,17 @@ proptest! {
     }
 }
 
+#[expect(clippy::disallowed_methods, reason = "only of tests that are run by hand")]
+fn number(name: &str, otherwise: u64) -> u64 {
+    std::env::var(name).ok().and_then(|s| s.parse().ok()).unwrap_or(otherwise)
+}
+
 /// One walk again: SEED=n FAULTS=n cargo test -p volume --test walk -- again --ignored
 #[test]
 #[ignore = "by hand"]
 fn again() {
-    let get = |n: &str| std::env::var(n).ok().and_then(|s| s.parse().ok());
-    let steps = get("STEPS").unwrap_or(2500);
-    let r = walk(
-        get("SEED").unwrap_or(0),
-        usize::try_from(steps).unwrap(),
-        get("FAULTS").unwrap_or(20),
-        Bugs::default(),
-    );
+    let steps = usize::try_from(number("STEPS", 2500)).unwrap();
+    let r = walk(number("SEED", 0), steps, number("FAULTS", 20), Bugs::default());
     println!("{:?}", r.map(|w| w.judge.completed));
 }
 
@@ -252,8 +263,7 @@ fn again() {
 #[test]
 #[ignore = "by hand"]
 fn many() {
-    let n: u64 = std::env::var("WALKS").ok().and_then(|s| s.parse().ok()).unwrap_or(200);
-    let from: u64 = std::env::var("FROM").ok().and_then(|s| s.parse().ok()).unwrap_or(0);
+    let (n, from) = (number("WALKS", 200), number("FROM", 0));
     let (mut done, mut promoted, mut epochs, mut reconciled) = (0, 0, 0, 0);
     for seed in from..from + n {
         let r = std::panic::catch_unwind(|| walk(seed, 3000, 10 + seed % 60, Bugs::default()));
@@ -275,7 +285,7 @@ mod bites {
     use super::*;
 
     fn found(name: &str, bugs: Bugs) -> Option<u64> {
-        let most = std::env::var("WALKS").ok().and_then(|s| s.parse().ok()).unwrap_or(400);
+        let most = number("WALKS", 400);
         (0..most).find(|&seed| {
             let r = std::panic::catch_unwind(|| walk(seed, 3000, 10 + seed % 60, bugs));
             match r {

@@ -83,6 +83,8 @@ pub struct World {
     /// metad's questions on their way: (host, token, request).
     pub questions: VecDeque<(usize, u64, control::MetaRequest)>,
     pub clean: bool,
+    /// A node cut off from the others.
+    pub cut: Option<NodeId>,
 }
 
 impl World {
@@ -100,6 +102,7 @@ impl World {
             bugs: Bugs::default(),
             questions: VecDeque::new(),
             clean: false,
+            cut: None,
         };
         for n in 1..=nodes {
             let mut d = Drive::new(DriveId(u64::from(n) * 10));
@@ -189,12 +192,12 @@ impl World {
     }
 
     pub fn connect(&mut self, h: usize, n: NodeId) {
-        let host = &mut self.hosts[h];
-        if host.closed.is_some() || !self.nodes[&n].up {
+        let host = &self.hosts[h];
+        if host.closed.is_some() || !self.nodes[&n].up || !self.reaches(h, n) {
             return;
         }
         self.connections += 1;
-        let link = host.links.get_mut(&n).unwrap();
+        let link = self.hosts[h].links.get_mut(&n).unwrap();
         *link = Link { connection: self.connections, up: true, ..Link::default() };
         let node = self.nodes.get_mut(&n).unwrap();
         let source = h as u64;
@@ -214,6 +217,11 @@ impl World {
         let process = ProcessNumber(node.process);
         let connection = ConnNumber(self.connections);
         self.event(h, Event::Connected { node: n, connection, process, drives });
+    }
+
+    pub fn reaches(&self, h: usize, n: NodeId) -> bool {
+        let at = self.hosts[h].node;
+        at == n || self.cut.is_none_or(|c| c != n && c != at)
     }
 
     pub fn disconnect(&mut self, h: usize, n: NodeId) {
