@@ -12,7 +12,7 @@ use meta::placement::{Candidate, Placer};
 use meta::{Class, Command, MetaState, Op, Service, ServiceEvent};
 use proto::control::{MetaAnswer, SessionKind};
 use proto::{BranchId, Geometry, LogIndex, NodeId, Time};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 const NODES: u32 = 100;
 
@@ -32,13 +32,17 @@ struct Bench {
     state: MetaState,
     index: u64,
     changes: usize,
+    /// Per command.
+    spent: Vec<Duration>,
 }
 
 impl Bench {
     fn apply(&mut self, op: Op) -> meta::Answer {
         self.index += 1;
         let command = Command { at_ms: 1, request: None, op };
+        let start = Instant::now();
         let outcome = self.state.apply(LogIndex(self.index), &command);
+        self.spent.push(start.elapsed());
         self.changes +=
             outcome.changes.iter().map(|c| c.value.as_ref().map_or(0, |v| v.len())).sum::<usize>();
         outcome.answer
@@ -64,7 +68,7 @@ impl Bench {
 #[ignore = "measures; needs an optimized build"]
 fn a_volume_of_16_tib_is_made_in_time() {
     let w = World::with_nodes(NODES);
-    let mut b = Bench { state: w.state, index: w.index, changes: 0 };
+    let mut b = Bench { state: w.state, index: w.index, changes: 0, spent: vec![] };
     let geometry = Geometry { size: 16 << 40, chunk_shift: 28 };
     let start = Instant::now();
     b.volume("big".into(), &mut placer(), geometry);
@@ -74,7 +78,8 @@ fn a_volume_of_16_tib_is_made_in_time() {
         geometry.chunks(),
         b.changes >> 10
     );
-    assert!(took.as_secs_f64() < 1.0, "it leaves time for the drives within 5 s");
+    println!("create, appoint, attach, created, appoint, detach: {:?}", b.spent);
+    assert!(took.as_secs_f64() < 2.5, "it leaves time for the drives within 5 s");
 }
 
 #[test]
@@ -83,7 +88,7 @@ fn the_design_size() {
     let scale: u32 = std::env::var("SCALE").ok().and_then(|s| s.parse().ok()).unwrap_or(20);
     let volumes = 100_000 / scale;
     let w = World::with_nodes(NODES);
-    let mut b = Bench { state: w.state, index: w.index, changes: 0 };
+    let mut b = Bench { state: w.state, index: w.index, changes: 0, spent: vec![] };
     let mut placer = placer();
     let geometry = Geometry { size: 40 << 30, chunk_shift: 28 };
     let (before, start) = (resident_kib(), Instant::now());
@@ -109,17 +114,24 @@ fn the_design_size() {
     let loaded = MetaState::load(rows).expect("rows are readable");
     println!("load: {:?}", start.elapsed());
     assert!(loaded == b.state);
-    let start = Instant::now();
+    planner_steps(&mut b);
+}
+
+/// A node is gone for good: what the leader's steps cost.
+fn planner_steps(b: &mut Bench) {
     let mut service = Service::new();
-    service.handle(Time(1), 1, &b.state, ServiceEvent::BecameLeader);
-    while service.poll().is_some() {}
-    println!("a new leader's first step: {:?}", start.elapsed());
-    b.index += 1;
+    let mut step = |state: &MetaState, what: &str, secs: u64, event| {
+        let start = Instant::now();
+        service.handle(Time(secs * 1_000_000_000), secs * 1000, state, event);
+        let effects = std::iter::from_fn(|| service.poll()).count();
+        println!("{what}: {:?}, {effects} effects", start.elapsed());
+    };
+    step(&b.state, "a new leader's first step", 1, ServiceEvent::BecameLeader);
     let seen = b.state.nodes()[&NodeId(1)].changes;
-    let down = Op::NodeDown { node: NodeId(1), seen, cause: meta::model::DownCause::Silent };
-    b.apply(down);
-    let start = Instant::now();
-    service.handle(Time(2_000_000_000), 2_000, &b.state, ServiceEvent::StateChanged);
-    let effects = std::iter::from_fn(|| service.poll()).count();
-    println!("a node's death: {:?}, {effects} effects", start.elapsed());
+    b.apply(Op::NodeDown { node: NodeId(1), seen, cause: meta::model::DownCause::Silent });
+    step(&b.state, "a node's death", 2, ServiceEvent::StateChanged);
+    step(&b.state, "the round when it is out", 5000, ServiceEvent::Wake);
+    let status =
+        ServiceEvent::Admin { token: meta::Token(1), id: None, request: meta::AdminRequest::ClusterStatus };
+    step(&b.state, "cluster status", 5000, status);
 }
