@@ -1,19 +1,17 @@
 //! Commands about volumes, and the helpers that keep a branch's row, pages and indexes together.
 
 use crate::admin::AdminAnswer;
-use crate::chunks::{Chunks, PAGE_CHUNKS};
+use crate::chunks::Chunks;
 use crate::command::{Op, Plan};
 use crate::event::EventKind;
 use crate::index;
 use crate::model::{Branch, Class, Phase, Session, Volume};
 use crate::name::{check_chunk_shift, check_copies, check_name, check_size};
 use crate::refusal::{AdminRefusal, Noun};
-use crate::rows::{Key, page_of};
+use crate::rows::Key;
 use crate::state::MetaState;
 use crate::touch::Touch;
-use arrayvec::ArrayVec;
 use proto::control::ChangeCause;
-use proto::limits::MEMBERS_MAX;
 use proto::{
     BranchId, ChunkIndex, ConfigNumber, Configuration, DriveId, Epoch, Generation, Geometry, Incarnation,
     Member, MemberState, NodeId, Place, VolumeId,
@@ -259,20 +257,11 @@ impl MetaState {
         if changes.is_empty() {
             return;
         }
-        let mut page: Vec<(ChunkIndex, Configuration)> = Vec::new();
         for (chunk, new) in changes {
-            if page.first().is_none_or(|(first, _)| page_of(*first) != page_of(*chunk)) {
-                page = self.chunks[&branch].page(page_of(*chunk));
-            }
-            let (_, old) = &page[(chunk.0 % PAGE_CHUNKS) as usize];
+            let old = self.configuration(branch, *chunk).expect("changes name existing chunks");
             assert!(new.number >= old.number, "numbers only rise");
-            let drives = |c: &Configuration| {
-                c.members.iter().map(|m| m.place.drive).collect::<ArrayVec<DriveId, MEMBERS_MAX>>()
-            };
-            if drives(old) != drives(new) {
-                self.index.discount(branch, old);
-                self.index.count(branch, new);
-            }
+            self.index.discount(branch, &old);
+            self.index.count(branch, new);
             for m in &old.members {
                 if !new.members.iter().any(|n| n.place == m.place) {
                     self.discard(branch, *chunk, m.place);

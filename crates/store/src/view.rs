@@ -1,11 +1,13 @@
 //! The store's true state, read-only: for the simulator's properties, metrics and tests.
 
+use crate::disk::page::Presence;
 use crate::op::Then;
 use crate::overlay::Way;
 use crate::read::Bytes;
 use crate::store::{Phase, Store};
 use crate::table::{NONE, Use};
 use proto::control::HeldReplica;
+use proto::limits::BLOCKS_PER_EXTENT;
 use proto::message::{BlockState, View};
 use proto::record::Sum;
 use proto::{BranchId, ChunkIndex, ConfigNumber, DriveId, Epoch, Incarnation, Marks, NodeId, Version};
@@ -81,6 +83,23 @@ impl Store {
             BlockState::Absent => BlockView::Absent,
         };
         Some((state, seen.version))
+    }
+    /// True if what `block` tells of the head is there, and survives power loss: its entry and bytes are flushed.
+    #[must_use]
+    pub fn is_flushed(&self, branch: BranchId, chunk: ChunkIndex, block: u32) -> bool {
+        let Some(disk) = &self.disk else { return false };
+        let Some(replica) = disk.records.replica_number(branch, chunk) else { return false };
+        let (extent, at) = (block / BLOCKS_PER_EXTENT, block % BLOCKS_PER_EXTENT);
+        let mut px = disk.records.replica(replica).index.get(extent);
+        while px != NONE {
+            let e = disk.table.get(px);
+            let entry = disk.overlay.get(px, at).map(|b| b.seq);
+            if entry.is_some() || e.states.get(at) != Presence::Absent {
+                return e.usage == Use::Owned && entry.is_none_or(|seq| seq <= disk.journal.flushed);
+            }
+            px = e.next;
+        }
+        false
     }
     /// Where the block's bytes lie on the drive, if they are at home (bytes from the start): for fault injection.
     #[must_use]

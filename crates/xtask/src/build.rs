@@ -24,18 +24,22 @@ pub enum Profile {
     Dev,
     /// What is measured and shipped.
     Release,
+    /// The simulator: optimized, with unwinding panics.
+    Sim,
 }
 impl Profile {
     fn flag(self) -> &'static str {
         match self {
             Profile::Dev => "dev",
             Profile::Release => "release",
+            Profile::Sim => "sim",
         }
     }
     fn folder(self) -> &'static str {
         match self {
             Profile::Dev => "debug",
             Profile::Release => "release",
+            Profile::Sim => "sim",
         }
     }
 }

@@ -5,12 +5,6 @@ use anyhow::Result;
 use std::process::Command;
 
 pub fn run(args: &[&str]) -> Result<()> {
-    let bin = build::build(Profile::Release, &["sim"], &[])?.join("sim");
-    build::run(Command::new(bin).args(args).env("SIM_COMMAND", "cargo xtask sim"))
-}
-
-/// In the tests' build, for `verify`.
-pub fn run_dev(args: &[&str]) -> Result<()> {
-    let bin = build::build(Profile::Dev, &["sim"], &[])?.join("sim");
+    let bin = build::build(Profile::Sim, &["sim"], &[])?.join("sim");
     build::run(Command::new(bin).args(args).env("SIM_COMMAND", "cargo xtask sim"))
 }

@@ -27,9 +27,9 @@ fn cargo(args: &[&str]) -> Result<Outcome> {
 
 /// What needs the other crates' binaries.
 fn ends(s: &mut Steps) {
-    s.step("simulator: 200 seeds", || sim::run_dev(&["--seeds", "200"]).map(|()| Outcome::Passed));
+    s.step("simulator: 200 seeds", || sim::run(&["--seeds", "200"]).map(|()| Outcome::Passed));
     s.step("simulator: recorded seeds of the seeded bugs", || {
-        sim::run_dev(&["--bugs", "recorded"]).map(|()| Outcome::Passed)
+        sim::run(&["--bugs", "recorded"]).map(|()| Outcome::Passed)
     });
     let bins = match build::daemons(build::Profile::Dev) {
         Ok(b) => b,

@@ -1,0 +1,102 @@
+//! The cores' true state, as the properties read it.
+
+use crate::effects::index_of;
+use crate::net::HostIndex;
+use crate::world::World;
+use proto::message::View;
+use proto::record::Sum;
+use proto::{BlockRange, BranchId, ChunkIndex, DriveId, Epoch, Place, Version};
+use store::view::BlockView;
+
+/// What a replica holds of a block. Zero and absent read alike where the branch never had a parent.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Block {
+    Data(Sum),
+    Zero,
+}
+
+impl Block {
+    fn of(view: BlockView) -> Block {
+        match view {
+            BlockView::Data(sum) => Block::Data(sum),
+            BlockView::Zero | BlockView::Absent => Block::Zero,
+        }
+    }
+    /// A block of zeroes may be stored as such.
+    #[must_use]
+    pub fn same_as(self, o: Block) -> bool {
+        self == o
+    }
+}
+
+impl World {
+    fn store(&self, host: HostIndex, drive: DriveId) -> Option<&store::Store> {
+        self.hosts[host].node.as_ref()?.stores().find(|s| s.0 == drive).map(|s| s.1)
+    }
+    fn session(&self, host: HostIndex, branch: BranchId) -> Option<&volume::Session> {
+        self.hosts[host].node.as_ref()?.session(branch)
+    }
+
+    /// The host whose session of this epoch serves.
+    #[must_use]
+    pub fn serving_host(&self, branch: BranchId, epoch: Epoch) -> Option<HostIndex> {
+        (0..self.hosts.len())
+            .find(|h| self.session(*h, branch).is_some_and(|s| s.epoch() == epoch && s.is_serving()))
+    }
+    #[must_use]
+    pub fn session_epoch(&self, host: HostIndex, branch: BranchId) -> Option<Epoch> {
+        Some(self.session(host, branch)?.epoch())
+    }
+    #[must_use]
+    pub fn required(&self, host: HostIndex, branch: BranchId, chunk: ChunkIndex) -> Vec<DriveId> {
+        let places = self.session(host, branch).map(|s| s.required(chunk.0)).unwrap_or_default();
+        places.into_iter().map(|p| p.drive).collect()
+    }
+    /// Blocks of a chunk with a write in flight.
+    #[must_use]
+    pub fn in_flight(&self, host: HostIndex, branch: BranchId, chunk: ChunkIndex) -> Vec<BlockRange> {
+        self.session(host, branch).map(|s| s.in_flight(chunk.0).map(|f| f.0).collect()).unwrap_or_default()
+    }
+
+    /// What the replica holds in its head now; none: nobody can tell (its process is down, or opens).
+    #[must_use]
+    pub fn held(&self, place: Place, branch: BranchId, chunk: ChunkIndex, block: u32) -> Option<Block> {
+        let seen = self.store(index_of(place.node), place.drive)?.block(branch, chunk, block, View::Head)?;
+        Some(Block::of(seen.0))
+    }
+    #[must_use]
+    pub fn in_doubt(&self, place: Place, branch: BranchId) -> bool {
+        self.store(index_of(place.node), place.drive)
+            .is_none_or(|s| s.branch(branch).is_none_or(|b| b.in_doubt))
+    }
+    #[must_use]
+    pub fn stored_epoch(&self, place: Place, branch: BranchId) -> Option<Epoch> {
+        Some(self.store(index_of(place.node), place.drive)?.branch(branch)?.epoch)
+    }
+    /// What the replica must still hold after its process ends (or, `power`, its machine loses power).
+    #[must_use]
+    pub fn at_rest(
+        &self,
+        place: Place,
+        branch: BranchId,
+        chunk: ChunkIndex,
+        block: u32,
+        power: bool,
+    ) -> Option<(Block, Version, bool)> {
+        let store = self.store(index_of(place.node), place.drive)?;
+        let (view, version) = store.block(branch, chunk, block, View::Head)?;
+        Some((Block::of(view), version, !power || store.is_flushed(branch, chunk, block)))
+    }
+    #[must_use]
+    pub fn found(
+        &self,
+        host: HostIndex,
+        drive: DriveId,
+        branch: BranchId,
+        chunk: ChunkIndex,
+        block: u32,
+    ) -> Option<(Block, Version)> {
+        let (view, version) = self.store(host, drive)?.block(branch, chunk, block, View::Head)?;
+        Some((Block::of(view), version))
+    }
+}

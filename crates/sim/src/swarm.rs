@@ -1,0 +1,146 @@
+//! What a seed is about: each draws its own mix, so that over many seeds every combination comes.
+
+use crate::counts::Fault;
+use crate::guest::Taste;
+use crate::layout::{CHUNK_BLOCKS, Layout};
+use crate::rng::Rng;
+use proto::Span;
+
+/// Guest operations and faults of a seed, at least.
+pub const OPERATIONS: u64 = 2_000;
+pub const FAULTS: u64 = 20;
+
+#[derive(Clone, Debug)]
+pub struct Swarm {
+    pub seed: u64,
+    pub nodes: usize,
+    pub volumes: Vec<(Layout, Taste)>,
+    /// Bytes of each volume.
+    pub volume_bytes: u64,
+    pub operations: u64,
+    /// Time in which the operations and faults are spread.
+    pub span: Span,
+    /// Kinds of faults and how much this seed likes each.
+    pub faults: Vec<(Fault, u64)>,
+    pub fault_count: u64,
+    /// Parts in a million by which each node's clock is fast (or slow).
+    pub drift: Vec<i64>,
+    pub net_base: Span,
+    pub net_jitter: Span,
+    pub disk_write: Span,
+    pub disk_flush: Span,
+    /// Drives without a volatile cache.
+    pub no_cache: Vec<bool>,
+    /// Turns of a node's loop are this long at most.
+    pub turn: Span,
+    pub meta_delay: Span,
+    /// Bytes of each drive, and of its journal.
+    pub drive: u64,
+    pub journal: u64,
+    /// Placed anew after so long; none: never within a seed.
+    pub down_out: Option<Span>,
+}
+
+/// Faults that a seed draws; the others of the table happen along with these.
+const DRAWN: &[Fault] = &[
+    Fault::ProcessCrash,
+    Fault::CrashBetweenEffects,
+    Fault::PowerLoss,
+    Fault::PowerLossAll,
+    Fault::Stop,
+    Fault::StopBetweenEffects,
+    Fault::LinkBreak,
+    Fault::LinkHalfBreak,
+    Fault::DataOneWay,
+    Fault::DataTwoWay,
+    Fault::ControlOneWay,
+    Fault::ControlTwoWay,
+    Fault::Leaderless,
+    Fault::MetadSlow,
+    Fault::AnswerLost,
+    Fault::CommandDoubled,
+    Fault::CommandLate,
+    Fault::DiskSlow,
+    Fault::DiskError,
+    Fault::NetSlow,
+    Fault::ForcedAttach,
+    Fault::CleanMove,
+];
+
+impl Swarm {
+    #[must_use]
+    pub fn draw(seed: u64, nodes: Option<usize>) -> Swarm {
+        let mut rng = Rng::new(seed);
+        let nodes = nodes.unwrap_or_else(|| rng.pick(&[3, 3, 3, 4, 4, 5, 7]));
+        let count = rng.pick(&[2, 2, 2, 3]);
+        let chunks = rng.within(2, 3);
+        let volumes = (1..=count).map(|n| (layout(n, &mut rng), taste(&mut rng))).collect();
+        let drifting = rng.permille(700);
+        let drift = |r: &mut Rng| i64::try_from(r.below(4001)).expect("small") - 2000;
+        Swarm {
+            seed,
+            nodes,
+            volumes,
+            volume_bytes: chunks * CHUNK_BLOCKS * 4096,
+            operations: OPERATIONS + rng.below(400),
+            span: Span::secs(rng.within(25, 80)),
+            faults: likes(&mut rng),
+            fault_count: FAULTS + rng.below(15),
+            drift: (0..nodes).map(|_| if drifting { drift(&mut rng) } else { 0 }).collect(),
+            net_base: Span::micros(rng.pick(&[20, 50, 100, 500])),
+            net_jitter: Span::micros(rng.pick(&[10, 50, 300, 3000])),
+            disk_write: Span::micros(rng.pick(&[20, 60, 200, 2000])),
+            disk_flush: Span::micros(rng.pick(&[100, 500, 3000, 30_000])),
+            no_cache: (0..nodes).map(|_| rng.permille(150)).collect(),
+            turn: Span::micros(rng.pick(&[1, 10, 50])),
+            meta_delay: Span::micros(rng.pick(&[300, 1000, 5000, 30_000])),
+            drive: rng.pick(&[32 << 20, 64 << 20]),
+            journal: rng.pick(&[1 << 20, 2 << 20, 8 << 20]),
+            down_out: rng.permille(300).then(|| Span::secs(rng.within(5, 12))),
+        }
+    }
+}
+
+fn layout(volume: u32, rng: &mut Rng) -> Layout {
+    // Across the border of the first two chunks, or within the first.
+    let blocks = rng.pick(&[64, 96, 256]);
+    let first = if rng.permille(600) { CHUNK_BLOCKS - blocks / 2 / 16 * 16 } else { 16 * rng.below(64) };
+    Layout { volume, first, blocks, fine: rng.pick(&[2, 4, 16]) }
+}
+
+fn taste(rng: &mut Rng) -> Taste {
+    Taste {
+        read: rng.within(10, 50),
+        write: rng.within(20, 60),
+        discard: rng.pick(&[0, 4, 10, 20]),
+        zeroes: rng.pick(&[0, 2, 8]),
+        flush: rng.pick(&[1, 4, 12]),
+        fua: rng.pick(&[0, 30, 200]),
+        fine: rng.pick(&[50, 150, 400]),
+        depth: usize::try_from(rng.pick(&[1, 4, 16, 32])).expect("small"),
+        longest: rng.pick(&[8, 16, 64]),
+        extents: rng.pick(&[0, 100, 400]),
+    }
+}
+
+/// A third of the kinds is left out, some are favourites.
+fn likes(rng: &mut Rng) -> Vec<(Fault, u64)> {
+    let mut v: Vec<(Fault, u64)> = vec![];
+    for f in DRAWN {
+        let weight = match rng.below(6) {
+            0 | 1 => 0,
+            2 | 3 => 4,
+            4 => 10,
+            _ => 24,
+        };
+        let scale = match f {
+            Fault::PowerLossAll => 1,
+            Fault::ProcessCrash | Fault::PowerLoss | Fault::CrashBetweenEffects => 3,
+            _ => 2,
+        };
+        if weight > 0 {
+            v.push((*f, weight * scale));
+        }
+    }
+    if v.len() < 3 { likes(rng) } else { v }
+}
