@@ -7,7 +7,7 @@ use crate::disk::entry::slot as slot_entry;
 use crate::disk::page::{BranchRecord, ReplicaRecord};
 use crate::event::{Effect, Notice, Source};
 use crate::op::{Answer, Op, Then};
-use crate::records::{AttemptState, BlockSet};
+use crate::records::{AttemptState, BlockSet, Branch};
 use crate::store::{Phase, Store};
 use proto::control::HeldReplica;
 use proto::message::{Attempt, BranchInfo, ChunkRecord, Reply, Report, ReportedExtent, Request, Scope};
@@ -278,17 +278,28 @@ impl Store {
                 extents.into_iter().all(|e| self.disk().find(replica, e, generation).is_some())
             }
         };
+        self.void_credits(|b| b.record.branch == scope.branch && b.creditor != source);
         let free = u64::from(self.disk().table.free_count());
         let spare = free.saturating_sub(self.credits + self.reserve());
         let granted = u32::try_from(spare).unwrap_or(u32::MAX).min(want);
         self.credits += u64::from(granted);
         let b = self.disk_mut().records.branch_mut(scope.branch).ok_or(Refusal::UnknownReplica)?;
         b.credits += u64::from(granted);
+        b.creditor = source;
         if granted < want && !std::mem::replace(&mut self.space_low, true) {
             self.notice(Notice::SpaceLow { free_extents: free });
         }
         self.reply(source, token, scope.branch, Reply::Credit { granted, allocated });
         Ok(())
+    }
+
+    /// What was granted on a connection that is gone is nobody's: its session asks anew.
+    pub(crate) fn void_credits(&mut self, whose: impl Fn(&Branch) -> bool) {
+        let mut void = 0;
+        for (_, b) in self.disk_mut().records.branches.iter_mut().filter(|(_, b)| whose(b)) {
+            void += std::mem::take(&mut b.credits);
+        }
+        self.credits -= void;
     }
 
     /// metad's order: these exact replicas, whatever came later stays.

@@ -481,6 +481,7 @@ impl Store {
         self.doom_larges(|l| l.op.source == source);
         self.drop_waiting(|op| op.source == source);
         self.drop_blocked(|b, _| b.source() == source);
+        self.void_credits(|b| b.creditor == source);
         for (_, r) in &mut self.disk_mut().records.replicas {
             if r.attempt.as_ref().is_some_and(|a| a.source == source) {
                 r.attempt = None;

@@ -18,8 +18,9 @@ pub struct Branch {
     pub in_doubt: bool,
     /// Chunk -> number of its replica.
     pub replicas: BTreeMap<ChunkIndex, u32>,
-    /// Extents granted and not yet used.
+    /// Extents granted and not yet used, and on which connection: they are void when it closes.
     pub credits: u64,
+    pub creditor: Source,
     /// Marks have risen since they were last journaled.
     pub marks_dirty: bool,
     /// The durable mark that is stored and flushed.
@@ -157,6 +158,7 @@ impl Records {
             in_doubt: false,
             replicas: BTreeMap::new(),
             credits: 0,
+            creditor: Source(0),
             marks_dirty: false,
             stored_durable,
         };

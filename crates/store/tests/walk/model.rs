@@ -15,6 +15,8 @@ pub struct W {
     pub generation: u32,
     pub acked: bool,
     pub flushed: bool,
+    /// Pulls have no place in the session's order: when they were done.
+    pub done_at: u64,
 }
 
 #[derive(Default)]
@@ -34,19 +36,26 @@ pub fn pages(values: &[u64]) -> Payload {
 impl Model {
     pub fn history(&mut self, at: (u32, u32)) -> &mut Vec<W> {
         self.blocks.entry(at).or_insert_with(|| {
-            vec![W { value: 0, version: Version::ZERO, generation: 1, acked: true, flushed: true }]
+            vec![W {
+                value: 0,
+                version: Version::ZERO,
+                generation: 1,
+                acked: true,
+                flushed: true,
+                done_at: 0,
+            }]
         })
     }
     pub fn sent(&mut self, at: (u32, u32), value: u64, version: Version, generation: u32) {
         self.note(value);
-        self.history(at).push(W { value, version, generation, acked: false, flushed: false });
+        self.history(at).push(W { value, version, generation, acked: false, flushed: false, done_at: 0 });
     }
     /// A pulled value: older than whatever was sent at or above `v0`.
     pub fn pulled(&mut self, at: (u32, u32), value: u64, version: Version, v0: Version, generation: u32) {
         self.note(value);
         let h = self.history(at);
         let place = h.iter().position(|w| w.version >= v0).unwrap_or(h.len());
-        h.insert(place, W { value, version, generation, acked: false, flushed: false });
+        h.insert(place, W { value, version, generation, acked: false, flushed: false, done_at: 0 });
     }
     fn note(&mut self, value: u64) {
         self.sums.insert(Sum::of(&page(value)).0, value);
@@ -62,8 +71,10 @@ impl Model {
             w.acked = true;
         }
     }
-    pub fn flushed_below(&mut self, note: Version) {
-        for w in self.blocks.values_mut().flatten().filter(|w| w.acked && w.version < note) {
+    pub fn flushed_below(&mut self, note: Version, begun: u64) {
+        for w in
+            self.blocks.values_mut().flatten().filter(|w| w.acked && w.version < note && w.done_at <= begun)
+        {
             w.flushed = true;
         }
     }
@@ -86,7 +97,10 @@ impl Model {
         let h = self.visible(at, view);
         let promised = |w: &W| if flushed_only { w.flushed } else { w.acked };
         let floor = h.iter().rposition(promised).unwrap_or(0);
-        match h.iter().rposition(|w| w.value == value) {
+        // Zeroes look alike: the oldest that may be meant.
+        let newest = h.iter().rposition(|w| w.value == value);
+        let found = h.iter().skip(floor).position(|w| w.value == value).map(|i| i + floor).or(newest);
+        match found {
             Some(i) if i >= floor => Ok(i),
             None if h.is_empty() && value == 0 => Ok(0),
             found => Err(format!(

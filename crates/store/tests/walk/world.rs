@@ -62,7 +62,9 @@ pub struct World {
     /// A deletion is ordered and not confirmed: chunk.
     pub deleting: Option<u32>,
     pub durable: Version,
-    notes: BTreeMap<u64, Version>,
+    /// Flush under way: the least version not answered when it began, and when that was.
+    notes: BTreeMap<u64, (Version, u64)>,
+    events: u64,
     pub doubt: bool,
     reads: BTreeMap<u64, Reading>,
     token: u64,
@@ -127,6 +129,7 @@ impl World {
             deleting: None,
             durable: Version::ZERO,
             notes: BTreeMap::new(),
+            events: 0,
             doubt: false,
             reads: BTreeMap::new(),
             token: 0,
@@ -209,6 +212,7 @@ impl World {
                 Effect::Reply { source, frame } => self.reply(source, frame)?,
                 Effect::Broadcast { frame } => self.broadcast(&frame.reply),
                 Effect::Pulled { token, result } => {
+                    self.events += 1;
                     let Some((chunk, extent, version, v0)) = self.pulls.remove(&token) else { continue };
                     if result.is_ok() && self.attempt.is_some() {
                         for b in extent * 16..extent * 16 + 16 {
@@ -216,6 +220,7 @@ impl World {
                             let newer = h.iter().any(|w| w.version >= v0);
                             if !newer && let Some(w) = h.iter_mut().find(|w| w.version == version) {
                                 w.acked = true;
+                                w.done_at = self.events;
                             }
                         }
                     }
@@ -248,11 +253,11 @@ impl World {
             Reply::FlushBegun { flush, .. } => {
                 let least = self.pending.iter().map(|p| p.record.version).min();
                 let note = least.unwrap_or(Version::new(self.epoch, self.seq + 1));
-                self.notes.insert(*flush, note);
+                self.notes.insert(*flush, (note, self.events));
             }
             Reply::FlushDone { flush, .. } => {
-                if let Some(note) = self.notes.remove(flush) {
-                    self.model.flushed_below(note);
+                if let Some((note, begun)) = self.notes.remove(flush) {
+                    self.model.flushed_below(note, begun);
                     if note.seq > 0 {
                         self.durable = self.durable.max(note.before());
                     }
