@@ -22,6 +22,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use store::Source;
 
 /// What one part wants of another.
+#[expect(clippy::large_enum_variant, reason = "a write is moved, not boxed: no allocation per request")]
 pub(crate) enum Job {
     Store(usize, store::Event),
     Session(SeatId, Instance, volume::Event),

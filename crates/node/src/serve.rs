@@ -132,14 +132,14 @@ impl Node {
             }
             Request::AttemptBegin { attempt } => {
                 self.pulls.begun(source, frame.scope.branch, *attempt);
-                self.to_store(now, source, frame);
+                self.pass_on(now, source, frame);
             }
             Request::AttemptList { number } => {
                 self.pulls.list(source, frame.scope.branch, frame.scope.drive, *number, frame.token);
             }
             Request::AttemptEnd { number } => {
                 self.pulls.ended(source, frame.scope.branch, *number);
-                self.to_store(now, source, frame);
+                self.pass_on(now, source, frame);
             }
             Request::Read { source_process: Some(p), .. }
             | Request::Manifest { source_process: Some(p), .. }
@@ -150,12 +150,12 @@ impl Node {
             }
             Request::Write { .. } => {
                 self.pulls.guest_write(now);
-                self.to_store(now, source, frame);
+                self.pass_on(now, source, frame);
             }
-            _ => self.to_store(now, source, frame),
+            _ => self.pass_on(now, source, frame),
         }
     }
-    fn to_store(&mut self, now: Time, source: Source, frame: RequestFrame) {
+    fn pass_on(&mut self, now: Time, source: Source, frame: RequestFrame) {
         let Some(&ix) = self.by_drive.get(&frame.scope.drive) else {
             return self.refuse(now, source, &frame, Refusal::NoDrive);
         };
@@ -228,7 +228,7 @@ impl Node {
             if held.clear_at > now {
                 waiting.push(held);
             } else {
-                self.to_store(now, held.source, held.frame);
+                self.pass_on(now, held.source, held.frame);
             }
         }
         self.fences = waiting;

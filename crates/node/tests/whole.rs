@@ -5,9 +5,13 @@ mod world;
 
 use node::event::Notice;
 use node::{Event, ExportError};
+use proto::control::WatchUpdate;
+use proto::message::View;
 use proto::{BranchId, ExportId, NodeId, Span};
-use volume::{GuestOp, GuestReply};
+use store::view::BlockView;
+use volume::GuestOp;
 use world::World;
+use world::load::Load;
 
 fn pattern(seed: u8, len: usize) -> Vec<u8> {
     (0..len).map(|i| seed.wrapping_mul(31).wrapping_add((i / 7 % 251).try_into().unwrap())).collect()
@@ -41,4 +45,297 @@ fn a_volume_is_created_written_and_read() {
     assert_eq!(w.read(1, 1, 0, 8192), vec![0; 8192]);
     let t = w.ask(1, 1, GuestOp::Flush);
     w.wait(1, t, Span::secs(2)).unwrap();
+}
+
+/// Replicas of a healthy volume hold the same in every block.
+fn same_everywhere(w: &World, branch: BranchId, nodes: &[u32]) {
+    let v = &w.metad.volumes[&branch];
+    let store = |n: u32| w.node(n).stores().next().unwrap().1;
+    for chunk in 0..u32::try_from(v.chunks.len()).unwrap() {
+        for block in 0..v.geometry.chunk_blocks() {
+            let state =
+                |n: u32| store(n).block(branch, proto::ChunkIndex(chunk), block, View::Head).unwrap().0;
+            let first = state(nodes[0]);
+            // Without a parent, zero and absent read the same.
+            let zeroes = |s| matches!(s, BlockView::Zero | BlockView::Absent);
+            for &n in nodes {
+                let other = state(n);
+                assert!(
+                    other == first || zeroes(other) && zeroes(first),
+                    "chunk {chunk} block {block} on n{n}"
+                );
+            }
+        }
+    }
+}
+fn heals(w: &mut World, branch: BranchId) {
+    let healthy = w.until(Span::secs(20), |w| w.metad.healthy(branch));
+    assert!(healthy, "{:?} {}", w.metad.volumes[&branch].chunks, w.tail());
+}
+
+#[test]
+fn a_replica_dies_and_comes_back_and_only_what_changed_is_moved() {
+    let (mut w, branch) = made(2);
+    w.must_open(1, 1, "v", false);
+    let mut load = Load::new(&w, 1, 1, 4000);
+    load.run(&mut w, Span::millis(1500));
+    w.kill(3);
+    load.run(&mut w, Span::secs(2));
+    assert!(load.gap < Span::secs(1), "longest pause {} ms", load.gap.as_millis());
+    let stale = w.metad.volumes[&branch].chunks.iter().all(|c| c.in_sync_count() == 2);
+    assert!(stale, "the dead replica is marked stale");
+    w.carried.clear();
+    w.start(3);
+    load.run(&mut w, Span::secs(2));
+    load.drain(&mut w);
+    heals(&mut w, branch);
+    w.run(Span::secs(2));
+    same_everywhere(&w, branch, &[1, 2, 3]);
+    load.check(&mut w, 1, 1);
+    assert!(load.writes > 1000, "{} writes", load.writes);
+}
+
+#[test]
+fn the_node_of_a_session_dies_and_another_one_opens_within_six_seconds() {
+    let (mut w, branch) = made(2);
+    w.must_open(1, 1, "v", false);
+    let mut load = Load::new(&w, 1, 1, 2000);
+    load.run(&mut w, Span::millis(1200));
+    w.kill(1);
+    load.forget();
+    let killed = w.now;
+    w.must_open(2, 2, "v", false);
+    w.read(2, 2, 0, 4096);
+    assert!(w.now.since(killed) < Span::secs(6), "{} ms", w.now.since(killed).as_millis());
+    load.check(&mut w, 2, 2);
+    w.start(1);
+    heals(&mut w, branch);
+    same_everywhere(&w, branch, &[1, 2, 3]);
+}
+
+#[test]
+fn a_volume_that_is_held_elsewhere_is_refused_and_taken_over_with_force() {
+    let (mut w, _) = made(1);
+    w.must_open(1, 1, "v", false);
+    let mut load = Load::new(&w, 1, 1, 500);
+    load.run(&mut w, Span::millis(600));
+    w.open(2, 2, "v", false);
+    let refused = w.until(Span::secs(3), |w| w.refused.contains_key(&ExportId(2)));
+    assert!(refused);
+    assert!(matches!(&w.refused[&ExportId(2)], ExportError::Held { holder, .. } if holder == "n1"));
+    load.collect(&w);
+    load.run(&mut w, Span::millis(300));
+    let before = w.now;
+    load.forget();
+    w.must_open(2, 3, "v", true);
+    assert!(w.now.since(before) < Span::millis(500), "a live holder yields at once");
+    let closed = w.until(Span::secs(1), |w| w.gone.contains(&ExportId(1)));
+    assert!(closed, "the export of the older holder is closed; {}", w.tail());
+    load.check(&mut w, 2, 3);
+}
+
+#[test]
+fn a_restart_of_the_sessions_own_node_does_not_wait() {
+    let (mut w, branch) = made(1);
+    w.must_open(1, 1, "v", false);
+    let mut load = Load::new(&w, 1, 1, 500);
+    load.run(&mut w, Span::millis(1200));
+    w.kill(1);
+    load.forget();
+    w.run(Span::millis(50));
+    w.start(1);
+    let started = w.now;
+    w.must_open(1, 2, "v", false);
+    assert!(w.now.since(started) < Span::secs(1), "{} ms", w.now.since(started).as_millis());
+    load.check(&mut w, 1, 2);
+    heals(&mut w, branch);
+}
+
+#[test]
+fn everything_is_killed_at_once_and_nothing_acknowledged_is_missing() {
+    let (mut w, branch) = made(2);
+    let mut export = 0;
+    for round in 0..3u32 {
+        export += 1;
+        w.must_open(1, export, "v", false);
+        let mut load = Load::new(&w, 1, export, 300);
+        load.run(&mut w, Span::millis(700 + u64::from(round) * 130));
+        (1..=3).for_each(|n| w.kill(n));
+        load.forget();
+        (1..=3).for_each(|n| w.start(n));
+        export += 1;
+        w.must_open(2, export, "v", false);
+        load.check(&mut w, 2, export);
+        heals(&mut w, branch);
+        same_everywhere(&w, branch, &[1, 2, 3]);
+        w.close(2, export);
+        let gone = w.until(Span::secs(8), |w| w.node(2).session(branch).is_none());
+        assert!(gone, "{}", w.tail());
+    }
+}
+
+#[test]
+fn power_is_lost_everywhere_and_what_was_flushed_is_there() {
+    let (mut w, branch) = made(1);
+    w.must_open(1, 1, "v", false);
+    let mut load = Load::new(&w, 1, 1, 200);
+    load.run(&mut w, Span::millis(800));
+    load.drain(&mut w);
+    load.waits_for(&mut w, GuestOp::Flush);
+    (1..=3).for_each(|n| w.power_off(n));
+    w.run(Span::millis(100));
+    (1..=3).for_each(|n| w.start(n));
+    w.must_open(2, 2, "v", false);
+    load.check(&mut w, 2, 2);
+    heals(&mut w, branch);
+    same_everywhere(&w, branch, &[1, 2, 3]);
+}
+
+#[test]
+fn broken_connections_cost_a_pause_and_nothing_else() {
+    let (mut w, branch) = made(2);
+    w.must_open(1, 1, "v", false);
+    let mut load = Load::new(&w, 1, 1, 1000);
+    for i in 0..12u32 {
+        load.run(&mut w, Span::millis(97));
+        let peer = NodeId(2 + i % 2);
+        w.drop_wires(|a, b| a == peer || b == peer);
+    }
+    load.run(&mut w, Span::millis(500));
+    load.drain(&mut w);
+    assert!(load.gap < Span::millis(300), "{} ms", load.gap.as_millis());
+    assert!(w.metad.healthy(branch), "nobody was dropped for a connection that came back");
+    load.check(&mut w, 1, 1);
+    same_everywhere(&w, branch, &[1, 2, 3]);
+}
+
+#[test]
+fn a_shutdown_closes_sessions_and_drives_cleanly() {
+    let (mut w, branch) = made(1);
+    w.must_open(1, 1, "v", false);
+    w.must_write(1, 1, 0, &pattern(3, 65_536));
+    let before = w.metad.detached_cleanly;
+    w.event(1, Event::Shutdown);
+    let stopped = w.until(Span::secs(10), |w| w.stopped.contains(&NodeId(1)));
+    assert!(stopped, "{}", w.tail());
+    assert_eq!(w.metad.detached_cleanly, before + 1);
+    w.kill(1);
+    w.start(1);
+    w.must_open(2, 2, "v", false);
+    assert_eq!(w.read(2, 2, 0, 65_536), pattern(3, 65_536));
+    heals(&mut w, branch);
+}
+
+#[test]
+fn exports_share_a_session_that_closes_two_seconds_after_the_last_one() {
+    let (mut w, branch) = made(1);
+    w.must_open(1, 1, "v", false);
+    let epoch = w.metad.volumes[&branch].epoch;
+    w.must_open(1, 2, "v", false);
+    assert_eq!(w.metad.volumes[&branch].epoch, epoch, "the second one joins");
+    w.must_write(1, 1, 0, &[5; 4096]);
+    assert_eq!(w.read(1, 2, 0, 4096), [5; 4096]);
+    w.close(1, 1);
+    w.run(Span::secs(3));
+    assert!(w.node(1).session(branch).is_some());
+    w.close(1, 2);
+    w.run(Span::millis(1900));
+    assert!(w.node(1).session(branch).is_some());
+    let closed = w.until(Span::secs(1), |w| w.node(1).session(branch).is_none());
+    assert!(closed, "{}", w.tail());
+    w.run(Span::millis(10));
+    assert_eq!(w.node(2).leases_granted(w.now), [], "leases are returned");
+    // The next one opens at once, on another node too.
+    w.must_open(2, 3, "v", false);
+    assert_eq!(w.read(2, 3, 0, 4096), [5; 4096]);
+}
+
+#[test]
+fn a_volume_just_disconnected_opens_on_another_node() {
+    let (mut w, _) = made(1);
+    w.must_open(1, 1, "v", false);
+    w.must_write(1, 1, 4096, &[6; 4096]);
+    w.close(1, 1);
+    w.run(Span::millis(1));
+    w.must_open(2, 2, "v", false);
+    assert_eq!(w.read(2, 2, 4096, 4096), [6; 4096]);
+}
+
+#[test]
+fn io_goes_on_without_metad_and_an_opening_says_what_is_missing() {
+    let (mut w, _) = made(1);
+    w.must_open(1, 1, "v", false);
+    let mut load = Load::new(&w, 1, 1, 500);
+    load.run(&mut w, Span::millis(300));
+    w.metad.leaderless = true;
+    load.run(&mut w, Span::secs(4));
+    assert!(load.gap < Span::millis(100), "{} ms", load.gap.as_millis());
+    w.open(2, 2, "v", false);
+    let refused = w.until(Span::secs(7), |w| w.refused.contains_key(&ExportId(2)));
+    assert!(refused && w.refused[&ExportId(2)] == ExportError::NoMetad, "{:?}", w.refused);
+    w.metad.leaderless = false;
+    load.drain(&mut w);
+    load.check(&mut w, 1, 1);
+}
+
+#[test]
+fn a_session_that_is_fenced_by_no_guest_attaches_again_and_the_guest_sees_a_pause() {
+    let (mut w, branch) = made(1);
+    w.must_open(1, 1, "v", false);
+    let mut load = Load::new(&w, 1, 1, 500);
+    for _ in 0..3 {
+        load.run(&mut w, Span::millis(300));
+        let v = w.metad.volumes.get_mut(&branch).unwrap();
+        v.epoch = v.epoch.next().unwrap();
+        let epoch = v.epoch;
+        w.event(1, Event::Watch(WatchUpdate::Fenced { branch, epoch }));
+    }
+    load.run(&mut w, Span::millis(300));
+    load.drain(&mut w);
+    assert!(load.gap < Span::millis(500), "{} ms", load.gap.as_millis());
+    assert_eq!(w.noticed(|n| matches!(n, Notice::SessionClosed { .. })), 4);
+    load.check(&mut w, 1, 1);
+}
+
+#[test]
+fn a_replica_that_hangs_is_dropped_and_heals_when_it_goes_on() {
+    let (mut w, branch) = made(1);
+    w.must_open(1, 1, "v", false);
+    let mut load = Load::new(&w, 1, 1, 500);
+    load.run(&mut w, Span::millis(500));
+    w.hosts.get_mut(&NodeId(2)).unwrap().frozen = true;
+    load.run(&mut w, Span::secs(6));
+    assert!(load.gap < Span::millis(3500), "{} ms", load.gap.as_millis());
+    assert!(!w.metad.healthy(branch));
+    w.hosts.get_mut(&NodeId(2)).unwrap().frozen = false;
+    load.run(&mut w, Span::secs(1));
+    load.drain(&mut w);
+    heals(&mut w, branch);
+    w.run(Span::secs(2));
+    same_everywhere(&w, branch, &[1, 2, 3]);
+    load.check(&mut w, 1, 1);
+}
+
+#[test]
+fn a_verification_reads_all_replicas_and_finds_what_rotted() {
+    let (mut w, branch) = made(1);
+    w.must_open(1, 1, "v", false);
+    let mut load = Load::new(&w, 1, 1, 300);
+    load.run(&mut w, Span::millis(400));
+    load.drain(&mut w);
+    w.run(Span::secs(5));
+    for (request, rot) in [(1, false), (2, true)] {
+        if rot {
+            let store = w.node(3).stores().next().unwrap().1;
+            let offset = (0..300).find_map(|b| store.home_offset(branch, proto::ChunkIndex(0), b)).unwrap();
+            w.hosts.get_mut(&NodeId(3)).unwrap().media[0].rot(offset, 5);
+        }
+        let request = proto::RequestId(request);
+        w.event(1, Event::Watch(WatchUpdate::Verify { branch, request }));
+        let done = w.until(Span::secs(10), |w| w.node(1).verify(request).is_some_and(|v| v.finished));
+        assert!(done, "{}", w.tail());
+        let state = w.node(1).verify(request).unwrap();
+        assert_eq!((state.done, state.error), (1 << 24, None));
+        assert_eq!(state.differing.len(), usize::from(rot), "{state:?}");
+    }
 }

@@ -114,11 +114,11 @@ impl Holder {
     }
     /// `node` takes its lease back: at once not counted on, and not asked for again.
     pub fn revoked(&mut self, node: NodeId, branch: BranchId, newer: Epoch) {
-        if let Some(lessor) = self.lessors.get_mut(&node) {
-            if lessor.shows.get(&branch).is_some_and(|e| *e < newer) {
-                lessor.shows.remove(&branch);
-                lessor.covers.remove(&branch);
-            }
+        if let Some(lessor) = self.lessors.get_mut(&node)
+            && lessor.shows.get(&branch).is_some_and(|e| *e < newer)
+        {
+            lessor.shows.remove(&branch);
+            lessor.covers.remove(&branch);
         }
     }
     /// The session is over: nothing is counted on. The nodes that are to be told.

@@ -1,6 +1,7 @@
 //! Nodes in one process: real bytes over a network in memory, real stores on simulated media, a small metad.
 //! Time is virtual, everything happens in a fixed order.
 
+pub mod load;
 pub mod metad;
 
 use metad::Metad;
@@ -56,6 +57,8 @@ pub struct World {
     pub stopped: BTreeSet<NodeId>,
     next_ticket: u64,
     dice: u64,
+    /// Turns at the same time.
+    still: u32,
     /// Bytes that went over each directed pair.
     pub carried: BTreeMap<(NodeId, NodeId), u64>,
 }
@@ -99,6 +102,7 @@ impl World {
             stopped: BTreeSet::new(),
             next_ticket: 0,
             dice: 7,
+            still: 0,
             carried: BTreeMap::new(),
         };
         (1..=n).for_each(|i| w.start(i));
@@ -200,7 +204,10 @@ impl World {
                 self.now = end;
                 return done(self);
             }
-            // A due wake that changes nothing would be due for ever.
+            self.still = if next == self.now { self.still + 1 } else { 0 };
+            let wakes: Vec<_> =
+                self.hosts.iter().filter_map(|(n, h)| Some((n, h.node.as_ref()?.next_wake()))).collect();
+            assert!(self.still < 10_000, "time stands still: {wakes:?} {}", self.tail());
             self.now = next;
             self.turn();
         }
