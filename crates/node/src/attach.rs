@@ -9,7 +9,7 @@ use crate::event::{Effect, ExportError, Notice};
 use crate::node::{Endpoint, Node};
 use crate::seats::{Asked, Attaching, Client, Live, Phase, Seat, SeatId, error_of};
 use proto::control::{Attached, MetaAnswer, MetaRefusal, MetaRequest, SessionKind, VolumeRef};
-use proto::limits::OPEN_WAIT;
+use proto::limits::{CLOSE_AFTER, OPEN_WAIT};
 use proto::{BranchId, Epoch, ExportId, Span, Time};
 use std::collections::{BTreeMap, VecDeque};
 use volume::{CloseReason, GuestError, Session};
@@ -18,8 +18,9 @@ use volume::{CloseReason, GuestError, Session};
 const RETRY: Span = Span::millis(200);
 /// A maintenance session that did not come about is tried again.
 const RETRY_APPOINTED: Span = Span::secs(1);
-/// A live holder elsewhere may be closing: it is given this long before the export is refused.
-const HELD_PATIENCE: Span = Span::millis(1000);
+/// A holder elsewhere that is alive may be closing (its last client has just gone): it is given this long before
+/// the export is refused.
+const HELD_PATIENCE: Span = Span::millis(CLOSE_AFTER.as_millis() + 1000);
 
 impl Node {
     pub(crate) fn new_seat(&mut self, now: Time, volume: VolumeRef, kind: SessionKind) -> SeatId {
@@ -63,6 +64,7 @@ impl Node {
         let exports = seat.exports.values().filter(|o| !o.opened).map(|o| o.since + OPEN_WAIT);
         let phase = match &seat.phase {
             Phase::Attaching(a) => a.asked.map_or(a.next, |(_, at)| at + ASK_AGAIN),
+            Phase::Live(l) if l.closing => l.session.next_wake(),
             Phase::Live(l) => l.session.next_wake().min(seat.linger.unwrap_or(Time::FAR)),
         };
         exports.chain([phase]).min().unwrap_or(Time::FAR)
@@ -167,7 +169,10 @@ impl Node {
         }
         let over = match &refusal {
             MetaRefusal::Held { .. } if again => true,
-            MetaRefusal::Held { live, .. } => *live && waited >= HELD_PATIENCE,
+            // One that neither metad nor we hear may be dead: then metad will let us in.
+            MetaRefusal::Held { live, node, .. } => {
+                *live && waited >= HELD_PATIENCE && self.links.reached().contains(node)
+            }
             // Created meanwhile, or a metad that does not know us yet.
             MetaRefusal::NotReady | MetaRefusal::UnknownNode => false,
             _ => true,

@@ -59,7 +59,7 @@ impl Load {
                 self.flying.insert(t, (block, self.stamp));
                 self.maybe.entry(block).or_default().push(self.stamp);
             }
-            w.until(Span::micros(200), |_| false);
+            w.until(Span::millis(4), |_| false);
             self.collect(w);
         }
     }

@@ -194,8 +194,10 @@ impl Metad {
             _ => {}
         }
         let held = v.session.filter(|(n, _, k)| *k == SessionKind::Guest && *n != node && !force);
-        if let Some((holder, _, _)) = held {
-            let live = self.heard.get(&holder).is_some_and(|h| now.since(h.0) <= NODE_DEAD);
+        if let Some((holder, process, _)) = held {
+            let heard = self.heard.get(&holder);
+            // A newer process of the node has forgotten the session.
+            let live = heard.is_some_and(|h| now.since(h.0) <= NODE_DEAD && h.1 == process);
             if live {
                 let (name, epoch) = (format!("n{}", holder.0), v.epoch);
                 return MetaAnswer::Refused(MetaRefusal::Held { node: holder, name, epoch, live });

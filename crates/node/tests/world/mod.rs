@@ -59,8 +59,6 @@ pub struct World {
     dice: u64,
     /// Turns at the same time.
     still: u32,
-    /// Bytes that went over each directed pair.
-    pub carried: BTreeMap<(NodeId, NodeId), u64>,
 }
 
 pub fn drive_of(n: u32) -> DriveId {
@@ -103,7 +101,6 @@ impl World {
             next_ticket: 0,
             dice: 7,
             still: 0,
-            carried: BTreeMap::new(),
         };
         (1..=n).for_each(|i| w.start(i));
         w
@@ -314,7 +311,6 @@ impl World {
         if self.cut.contains(&(from, to)) {
             return;
         }
-        *self.carried.entry((from, to)).or_default() += bytes.len() as u64;
         // In pieces, as a socket gives them.
         let first = bytes.len() / 3;
         let (a, b) = bytes.split_at(first);
