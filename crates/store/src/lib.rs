@@ -13,6 +13,7 @@ pub mod disk;
 pub mod event;
 mod flush;
 pub mod format;
+pub mod inspect;
 mod intake;
 mod journal;
 pub mod layout;

@@ -1,0 +1,441 @@
+//! What opening refuses, what closing leaves, and what damage does: exact effects, one rule each.
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+use proto::message::{
+    BlockState, BranchInfo, ChunkRecord, HeldBy, Reply, Request, RequestFrame, Scope, View,
+};
+use proto::*;
+use store::event::{Failure, Opened};
+use store::medium::Medium;
+use store::{Effect, Event, FormatParams, IoId, OpenParams, Source, Store, inspect};
+
+const SIZE: u64 = 16 << 20;
+const BRANCH: BranchId = BranchId(5);
+
+fn format_params() -> FormatParams {
+    FormatParams {
+        size: SIZE,
+        cluster: ClusterId(1),
+        node: NodeId(2),
+        drive: DriveId(3),
+        journal: Some(1 << 20),
+    }
+}
+fn params(boot: u8, opening: u64) -> OpenParams {
+    OpenParams {
+        size: SIZE,
+        boot: [boot; 16],
+        cluster: ClusterId(1),
+        node: NodeId(2),
+        opening: OpenId(opening),
+        volatile_cache: true,
+        now: Time(1),
+    }
+}
+fn medium() -> Medium {
+    let mut m = Medium::new(SIZE, true);
+    m.format(&format_params()).unwrap();
+    m
+}
+
+/// A store and its drive; every I/O completes at once.
+struct Bench {
+    medium: Medium,
+    store: Store,
+    now: Time,
+    seen: Vec<Effect>,
+}
+impl Bench {
+    fn open(medium: Medium, p: OpenParams) -> Bench {
+        let mut b = Bench { medium, store: Store::new(p), now: Time(1), seen: Vec::new() };
+        b.settle();
+        b
+    }
+    fn settle(&mut self) {
+        loop {
+            let mut ios: Vec<IoId> = Vec::new();
+            while let Some(e) = self.store.poll() {
+                match e {
+                    Effect::Io { io, op } => {
+                        self.medium.submit(io, op);
+                        ios.push(io);
+                    }
+                    other => self.seen.push(other),
+                }
+            }
+            ios.extend(self.medium.in_flight());
+            let Some(io) = ios.first().copied() else { break };
+            let result = self.medium.complete(io);
+            self.store.handle(self.now, Event::Io { io, result });
+        }
+    }
+    fn event(&mut self, e: Event) {
+        self.store.handle(self.now, e);
+        self.settle();
+    }
+    fn request(&mut self, token: u64, scope: Scope, request: Request) -> Vec<Reply> {
+        self.seen.clear();
+        self.event(Event::Request { source: Source(1), frame: RequestFrame { token, scope, request } });
+        self.event(Event::TurnEnd);
+        self.replies()
+    }
+    fn replies(&mut self) -> Vec<Reply> {
+        let replies = self.seen.drain(..).filter_map(|e| match e {
+            Effect::Reply { frame, .. } => Some(frame.reply),
+            _ => None,
+        });
+        replies.collect()
+    }
+    fn opened(&self) -> &Opened {
+        self.seen.iter().find_map(|e| if let Effect::Opened(o) = e { Some(&**o) } else { None }).unwrap()
+    }
+    fn failure(&self) -> Option<&Failure> {
+        self.seen.iter().find_map(|e| if let Effect::Failed(f) = e { Some(f) } else { None })
+    }
+    fn pass(&mut self, span: Span) {
+        let end = self.now + span;
+        while self.store.next_wake() <= end {
+            self.now = self.now.max(self.store.next_wake());
+            self.event(Event::Wake);
+        }
+        self.now = end;
+    }
+    /// Confirmed, with one replica.
+    fn with_replica() -> Bench {
+        let mut b = Bench::open(medium(), params(1, 10));
+        b.event(Event::Confirmed);
+        let info = BranchInfo {
+            branch: BRANCH,
+            name: "vol1".into(),
+            geometry: Geometry { size: 16 << 20, chunk_shift: 24 },
+            parent: None,
+            generation: Generation(1),
+        };
+        let chunk = ChunkRecord {
+            chunk: ChunkIndex(0),
+            incarnation: Incarnation(7),
+            configuration: Configuration::default(),
+        };
+        let replies = b.request(1, scope(), Request::Create { info, chunks: vec![chunk] });
+        assert_eq!(replies, [Reply::Done]);
+        b
+    }
+    fn write(&mut self, seq: u64, first: u32, fill: u8, blocks: u32) -> Vec<Reply> {
+        let payload = Payload::copy_of(&vec![fill; blocks as usize * 4096]);
+        let record = Record {
+            kind: RecordKind::Write,
+            branch: BRANCH,
+            chunk: ChunkIndex(0),
+            range: BlockRange::new(first, blocks),
+            version: Version::new(Epoch(1), seq),
+            generation: Generation(1),
+            incarnation: Incarnation(7),
+            key: KeyId(0),
+            sums: Record::sums_of(&payload),
+        };
+        self.request(0, scope(), Request::Write { record, payload, fresh: true })
+    }
+    fn read(&mut self, first: u32, count: u32) -> (Vec<(u32, BlockState)>, Payload) {
+        let range = BlockRange::new(first, count);
+        let request = Request::Read { view: View::Head, range, media: false, source_process: None };
+        let replies = self.request(9, scope(), request);
+        let [Reply::ReadDone { runs, payload, .. }] = &replies[..] else { panic!("{replies:?}") };
+        (runs.iter().map(|r| (r.count, r.state)).collect(), payload.clone())
+    }
+}
+fn scope() -> Scope {
+    Scope {
+        drive: DriveId(3),
+        branch: BRANCH,
+        chunk: ChunkIndex(0),
+        epoch: Epoch(1),
+        incarnation: Incarnation(7),
+        configuration: ConfigNumber(1),
+        marks: Marks::default(),
+    }
+}
+fn refusal(replies: &[Reply]) -> Option<Refusal> {
+    replies.iter().find_map(|r| if let Reply::Refused { refusal, .. } = r { Some(*refusal) } else { None })
+}
+
+#[test]
+fn a_file_system_is_no_blockd_drive() {
+    let mut m = Medium::new(SIZE, true);
+    m.put(0, &Payload::copy_of(&[0x53; 8192]));
+    let b = Bench::open(m, params(1, 1));
+    assert_eq!(b.failure(), Some(&Failure::NoSuperblock));
+    let small = OpenParams { size: 4096, ..params(1, 1) };
+    let mut store = Store::new(small);
+    assert!(matches!(store.poll(), Some(Effect::Failed(Failure::NoSuperblock))));
+}
+
+#[test]
+fn another_nodes_or_clusters_drive_is_refused_by_name() {
+    let held = HeldBy { cluster: ClusterId(1), node: NodeId(2) };
+    for p in
+        [OpenParams { node: NodeId(9), ..params(1, 1) }, OpenParams { cluster: ClusterId(9), ..params(1, 1) }]
+    {
+        assert_eq!(Bench::open(medium(), p).failure(), Some(&Failure::Foreign(held)));
+    }
+}
+
+#[test]
+fn a_drive_that_shrank_is_refused() {
+    let now = SIZE - 65536;
+    let b = Bench::open(medium(), OpenParams { size: now, ..params(1, 1) });
+    assert_eq!(b.failure(), Some(&Failure::Shrunk { then: SIZE, now }));
+}
+
+#[test]
+fn unknown_features_are_refused_and_nothing_is_written() {
+    let mut m = medium();
+    let mut bytes = PageBuf::copy_of(m.get(0, 1).bytes());
+    bytes.bytes_mut()[32] = 4; // an incompatible bit
+    bytes.bytes_mut()[8..12].fill(0);
+    let crc = crc32c::crc32c(bytes.bytes());
+    bytes.bytes_mut()[8..12].copy_from_slice(&crc.to_le_bytes());
+    m.put(0, &bytes.freeze());
+    let before = m.get(0, 32);
+    let b = Bench::open(m, params(1, 1));
+    assert_eq!(b.failure(), Some(&Failure::Features(4)));
+    assert_eq!(b.medium.get(0, 32), before);
+}
+
+#[test]
+fn nobody_is_served_before_metad_has_confirmed() {
+    let mut b = Bench::open(medium(), params(1, 10));
+    assert_eq!(b.opened().openings, [OpenId(10)]);
+    assert!(!b.opened().same_boot);
+    let replies = b.request(1, scope(), Request::Flush);
+    assert_eq!(refusal(&replies), Some(Refusal::DriveNotConfirmed));
+    b.event(Event::Confirmed);
+    b.pass(Span::secs(3));
+    // A restart within the same boot needs no new confirmation; another boot does.
+    let again = Bench::open(b.medium, params(1, 11));
+    assert!(again.opened().same_boot && again.store.is_serving());
+    let rebooted = Bench::open(again.medium, params(2, 12));
+    assert!(!rebooted.opened().same_boot && !rebooted.store.is_serving());
+    assert_eq!(rebooted.opened().openings, [OpenId(10), OpenId(11), OpenId(12)]);
+}
+
+#[test]
+fn an_unconfirmed_opening_does_not_serve_after_a_restart_in_the_same_boot() {
+    let b = Bench::open(medium(), params(1, 10));
+    let again = Bench::open(b.medium, params(1, 11));
+    assert!(!again.opened().same_boot && !again.store.is_serving());
+}
+
+#[test]
+fn a_write_is_acknowledged_read_and_survives() {
+    let mut b = Bench::with_replica();
+    let replies = b.write(1, 3, 0xaa, 2);
+    let [Reply::Acks(acks)] = &replies[..] else { panic!("{replies:?}") };
+    assert_eq!((acks[0].version, acks[0].extents), (Version::new(Epoch(1), 1), 1));
+    let (runs, payload) = b.read(2, 4);
+    assert_eq!(runs, [(1, BlockState::Absent), (2, BlockState::Data), (1, BlockState::Absent)]);
+    assert_eq!(payload.bytes(), [0xaa; 8192]);
+    let mut again = Bench::open(b.medium, params(1, 11));
+    assert_eq!(again.read(3, 2).1.bytes(), [0xaa; 8192]);
+}
+
+#[test]
+fn wrong_sums_ranges_and_incarnations_are_refused() {
+    let mut b = Bench::with_replica();
+    let payload = Payload::copy_of(&[1; 4096]);
+    let good = Record {
+        kind: RecordKind::Write,
+        branch: BRANCH,
+        chunk: ChunkIndex(0),
+        range: BlockRange::new(0, 1),
+        version: Version::new(Epoch(1), 1),
+        generation: Generation(1),
+        incarnation: Incarnation(7),
+        key: KeyId(0),
+        sums: Record::sums_of(&payload),
+    };
+    let mut ask = |change: fn(&mut Record, &mut Scope)| {
+        let (mut record, mut s) = (good.clone(), scope());
+        change(&mut record, &mut s);
+        let request = Request::Write { record, payload: payload.clone(), fresh: true };
+        refusal(&b.request(0, s, request))
+    };
+    assert_eq!(ask(|r, _| r.sums[0].0 ^= 1), Some(Refusal::BadChecksum));
+    assert_eq!(ask(|r, _| r.range.first = 4096), Some(Refusal::Invalid));
+    assert_eq!(ask(|r, _| r.range.first = u32::MAX), Some(Refusal::Invalid));
+    assert_eq!(ask(|_, s| s.incarnation = Incarnation(8)), Some(Refusal::UnknownReplica));
+    assert_eq!(ask(|_, s| s.branch = BranchId(6)), Some(Refusal::UnknownReplica));
+    assert_eq!(ask(|_, s| s.epoch = Epoch(0)), Some(Refusal::OldEpoch));
+    assert_eq!(ask(|_, s| s.epoch = Epoch(2)), Some(Refusal::NotFenced));
+    assert_eq!(ask(|_, _| ()), None);
+}
+
+#[test]
+fn a_rotten_block_at_home_is_bad_and_its_neighbours_are_not() {
+    let mut b = Bench::with_replica();
+    b.write(1, 0, 0x11, 16);
+    b.pass(Span::secs(20));
+    let offset = b.store.home_offset(BRANCH, ChunkIndex(0), 5).unwrap();
+    b.medium.rot(offset, 77);
+    let (runs, payload) = b.read(0, 16);
+    assert_eq!(runs, [(5, BlockState::Data), (1, BlockState::Bad), (10, BlockState::Data)]);
+    assert_eq!(payload.blocks(), 15);
+    b.medium.make_unreadable(offset + 4096);
+    assert_eq!(b.read(4, 4).0, [(1, BlockState::Data), (2, BlockState::Bad), (1, BlockState::Data)]);
+}
+
+#[test]
+fn a_repair_is_done_only_if_the_extent_is_still_what_failed() {
+    let mut b = Bench::with_replica();
+    b.write(1, 0, 0x11, 16);
+    b.pass(Span::secs(20));
+    let offset = b.store.home_offset(BRANCH, ChunkIndex(0), 5).unwrap();
+    b.medium.rot(offset, 77);
+    let payload = Payload::copy_of(&[0x11; 4096]);
+    let record = Record {
+        kind: RecordKind::Write,
+        branch: BRANCH,
+        chunk: ChunkIndex(0),
+        range: BlockRange::new(5, 1),
+        version: Version::new(Epoch(1), 1),
+        generation: Generation(1),
+        incarnation: Incarnation(7),
+        key: KeyId(0),
+        sums: Record::sums_of(&payload),
+    };
+    let repair = |failed| Request::Repair { record: record.clone(), payload: payload.clone(), failed };
+    let late = b.request(4, scope(), repair(Version::new(Epoch(1), 9)));
+    assert_eq!(refusal(&late), Some(Refusal::Changed));
+    assert_eq!(b.request(4, scope(), repair(Version::new(Epoch(1), 1))), [Reply::Done]);
+    assert_eq!(b.read(5, 1).0, [(1, BlockState::Data)]);
+    b.pass(Span::secs(20));
+    assert!(b.store.is_at_rest());
+    assert_eq!(b.read(0, 16).0, [(16, BlockState::Data)]);
+}
+
+#[test]
+fn an_error_on_the_journal_stops_the_drive() {
+    let mut b = Bench::with_replica();
+    b.medium.break_down();
+    let replies = b.write(1, 0, 1, 1);
+    assert!(replies.iter().all(|r| !matches!(r, Reply::Acks(_))));
+    assert!(b.store.has_failed());
+    assert_eq!(refusal(&b.write(2, 0, 1, 1)), Some(Refusal::DriveFailed));
+}
+
+#[test]
+fn a_clean_close_leaves_no_doubt_and_a_power_loss_does() {
+    let mut b = Bench::with_replica();
+    b.write(1, 0, 1, 1);
+    b.event(Event::Close);
+    assert!(b.seen.iter().any(|e| matches!(e, Effect::Closed)));
+    b.medium.power_loss(&mut |_| 0);
+    let mut b = Bench::open(b.medium, params(2, 11));
+    assert!(b.opened().in_doubt.is_empty());
+    b.event(Event::Confirmed);
+    b.medium.power_loss(&mut |_| 0);
+    // Doubt lasts through a second restart, and ends by order.
+    let b = Bench::open(b.medium, params(3, 12));
+    assert_eq!(b.opened().in_doubt, [BRANCH]);
+    let mut b = Bench::open(b.medium, params(3, 13));
+    assert_eq!(b.opened().in_doubt, [BRANCH]);
+    b.event(Event::Confirmed);
+    assert_eq!(b.request(5, scope(), Request::EndDoubt), [Reply::Done]);
+    let b = Bench::open(b.medium, params(3, 14));
+    assert!(b.opened().in_doubt.is_empty());
+}
+
+#[test]
+fn at_rest_everything_is_home_and_nothing_wakes() {
+    let mut b = Bench::with_replica();
+    for i in 0..40 {
+        b.write(i + 1, u32::try_from(i * 7).unwrap(), 3, 1);
+    }
+    b.pass(Span::secs(30));
+    b.store.check();
+    assert!(b.store.is_at_rest(), "{:?}", b.store.usage());
+    assert_eq!(b.store.next_wake(), Time::FAR);
+    assert_eq!(b.store.usage().journal_used, 0);
+}
+
+#[test]
+fn credits_are_bounded_by_space_and_void_on_a_new_connection() {
+    let mut b = Bench::with_replica();
+    let ask = |b: &mut Bench, want| {
+        let replies = b.request(2, scope(), Request::Credit { want, probe: Some(BlockRange::new(0, 1)) });
+        let [Reply::Credit { granted, allocated }] = replies[..] else { panic!("{replies:?}") };
+        (granted, allocated)
+    };
+    let all = b.store.usage().free_extents - 2;
+    assert_eq!(ask(&mut b, u32::MAX), (all, false));
+    assert_eq!(ask(&mut b, 1), (0, false));
+    b.write(1, 0, 1, 1);
+    assert_eq!(ask(&mut b, 1), (0, true));
+    b.event(Event::SourceClosed { source: Source(1) });
+    assert_eq!(ask(&mut b, u32::MAX), (all - 1, true));
+}
+
+#[test]
+fn deleting_names_an_incarnation_and_frees_its_extents() {
+    let mut b = Bench::with_replica();
+    let free = b.store.usage().free_extents;
+    b.write(1, 0, 1, 16);
+    b.write(2, 40, 1, 1);
+    let held =
+        |i| proto::control::HeldReplica { branch: BRANCH, chunk: ChunkIndex(0), incarnation: Incarnation(i) };
+    b.event(Event::Delete { replicas: vec![held(6)], index: LogIndex(4) });
+    b.event(Event::TurnEnd);
+    assert_eq!(b.store.replicas(), [held(7)]);
+    b.event(Event::Delete { replicas: vec![held(7)], index: LogIndex(5) });
+    b.event(Event::TurnEnd);
+    assert!(b.store.replicas().is_empty());
+    assert!(b.seen.iter().any(|e| matches!(e, Effect::Deleted { replicas } if *replicas == [held(7)])));
+    assert_eq!(b.store.usage().free_extents, free);
+    assert_eq!(refusal(&b.write(3, 0, 1, 1)), Some(Refusal::UnknownReplica));
+    let b = Bench::open(b.medium, params(1, 11));
+    assert!(b.opened().replicas.is_empty());
+    assert_eq!(b.store.usage().free_extents, free);
+}
+
+#[test]
+fn equal_content_gives_equal_digests_however_it_is_stored() {
+    let digest = |b: &mut Bench| b.request(3, scope(), Request::Digest { source_process: None });
+    let mut a = Bench::with_replica();
+    a.write(1, 0, 7, 16);
+    a.write(2, 20, 8, 1);
+    let mut b = Bench::with_replica();
+    for block in 0..16 {
+        b.write(u64::from(block) + 1, block, 7, 1);
+    }
+    b.write(17, 20, 9, 2);
+    assert_ne!(digest(&mut a), digest(&mut b));
+    b.write(18, 20, 8, 1);
+    let zero = Record {
+        kind: RecordKind::Zero,
+        branch: BRANCH,
+        chunk: ChunkIndex(0),
+        range: BlockRange::new(21, 300),
+        version: Version::new(Epoch(1), 19),
+        generation: Generation(1),
+        incarnation: Incarnation(7),
+        key: KeyId(0),
+        sums: Default::default(),
+    };
+    b.request(0, scope(), Request::Write { record: zero, payload: Payload::empty(), fresh: false });
+    b.pass(Span::secs(30));
+    assert_eq!(digest(&mut a), digest(&mut b));
+}
+
+#[test]
+fn inspection_shows_what_was_written() {
+    let mut b = Bench::with_replica();
+    b.write(1, 3, 0xaa, 2);
+    let medium = b.medium;
+    let mut read = |offset: u64, blocks: u32| Ok::<_, ()>(medium.get(offset, blocks));
+    let (_, s) = inspect::superblock(&mut read).unwrap();
+    assert_eq!((s.drive, s.node, s.open), (DriveId(3), NodeId(2), 1));
+    let j = inspect::journal(&s, &mut read).unwrap();
+    let last = j.batches.last().unwrap().entries.last().unwrap();
+    assert!(matches!(last, store::disk::entry::Entry::Write { first: 3, count: 2, .. }), "{last:?}");
+    assert!(!j.lost && j.batches.len() >= 2);
+    assert!(inspect::records(&s, &mut read, |_, head| assert!(head.is_some())).unwrap().is_empty());
+}
