@@ -1,6 +1,6 @@
 //! What is derived from the rows, to find things without looking at everything. Never stored.
 
-use proto::{BranchId, Configuration, DriveId, NodeId, RequestId, VolumeId};
+use proto::{BranchId, Configuration, DriveId, Map, NodeId, RequestId, VolumeId};
 use std::collections::{BTreeMap, BTreeSet};
 
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -25,6 +25,18 @@ impl Index {
         for m in &c.members {
             *self.uses.entry(m.place.drive).or_default().entry(branch).or_default() += 1;
             *self.replicas.entry(m.place.drive).or_default() += 1;
+        }
+    }
+
+    /// The same for many: a branch lies on few drives, so they are added up first.
+    pub(crate) fn count_all<'a>(&mut self, branch: BranchId, all: impl Iterator<Item = &'a Configuration>) {
+        let mut sums: Map<DriveId, u32> = Map::default();
+        for m in all.flat_map(|c| &c.members) {
+            *sums.entry(m.place.drive).or_default() += 1;
+        }
+        for (drive, n) in sums {
+            *self.uses.entry(drive).or_default().entry(branch).or_default() += n;
+            *self.replicas.entry(drive).or_default() += u64::from(n);
         }
     }
 

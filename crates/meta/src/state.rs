@@ -238,8 +238,8 @@ impl MetaState {
             if chunks.count() != b.geometry.chunks() || !self.volumes.contains_key(&b.volume) {
                 return Err(LoadError::Torn("a branch with another number of chunks, or without a volume"));
             }
-            for (_, c) in chunks.iter() {
-                i.count(*id, &c);
+            for page in 0..chunks.pages() {
+                i.count_all(*id, chunks.page(page).iter().map(|(_, c)| c));
             }
             if chunks.unwell() > 0 {
                 i.unwell.insert(*id);

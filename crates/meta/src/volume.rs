@@ -1,17 +1,19 @@
 //! Commands about volumes, and the helpers that keep a branch's row, pages and indexes together.
 
 use crate::admin::AdminAnswer;
-use crate::chunks::Chunks;
+use crate::chunks::{Chunks, PAGE_CHUNKS};
 use crate::command::{Op, Plan};
 use crate::event::EventKind;
 use crate::index;
 use crate::model::{Branch, Class, Phase, Session, Volume};
 use crate::name::{check_chunk_shift, check_copies, check_name, check_size};
 use crate::refusal::{AdminRefusal, Noun};
-use crate::rows::Key;
+use crate::rows::{Key, page_of};
 use crate::state::MetaState;
 use crate::touch::Touch;
+use arrayvec::ArrayVec;
 use proto::control::ChangeCause;
+use proto::limits::MEMBERS_MAX;
 use proto::{
     BranchId, ChunkIndex, ConfigNumber, Configuration, DriveId, Epoch, Generation, Geometry, Incarnation,
     Member, MemberState, NodeId, Place, VolumeId,
@@ -106,9 +108,7 @@ impl MetaState {
                 plan.groups[usize::from(*group)].iter().map(|d| self.new_place(*d)).collect::<Vec<_>>();
             new.push(unmade(places));
         }
-        for c in &new {
-            self.index.count(branch, c);
-        }
+        self.index.count_all(branch, new.iter());
         let chunks = self.chunks.get_mut(&branch).expect("the caller made it");
         for page in chunks.append(&new) {
             self.mark(Key::Chunks(branch, page));
@@ -257,11 +257,20 @@ impl MetaState {
         if changes.is_empty() {
             return;
         }
+        let mut page: Vec<(ChunkIndex, Configuration)> = Vec::new();
         for (chunk, new) in changes {
-            let old = self.configuration(branch, *chunk).expect("changes name existing chunks");
+            if page.first().is_none_or(|(first, _)| page_of(*first) != page_of(*chunk)) {
+                page = self.chunks[&branch].page(page_of(*chunk));
+            }
+            let (_, old) = &page[(chunk.0 % PAGE_CHUNKS) as usize];
             assert!(new.number >= old.number, "numbers only rise");
-            self.index.discount(branch, &old);
-            self.index.count(branch, new);
+            let drives = |c: &Configuration| {
+                c.members.iter().map(|m| m.place.drive).collect::<ArrayVec<DriveId, MEMBERS_MAX>>()
+            };
+            if drives(old) != drives(new) {
+                self.index.discount(branch, old);
+                self.index.count(branch, new);
+            }
             for m in &old.members {
                 if !new.members.iter().any(|n| n.place == m.place) {
                     self.discard(branch, *chunk, m.place);

@@ -9,6 +9,7 @@ use meta::model::DownCause;
 use meta::view::WaitFor;
 use meta::{Answer, Class, MetaState, Op};
 use proptest::prelude::*;
+use proptest::strategy::ValueTree;
 use proto::control::{ChangeCause, ChunkChange, HeldReplica, MetaAnswer, SessionKind, VolumeRef};
 use proto::{
     BranchId, ChunkIndex, ConfigNumber, DriveId, Epoch, Geometry, Incarnation, Member, MemberState, NodeId,
@@ -29,7 +30,7 @@ enum Step {
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        6 => (0..26u8, prop::array::uniform5(0..1000u32), prop_oneof![4 => Just(0u8), 1 => 1..3u8], any::<bool>())
+        6 => (0..32u8, prop::array::uniform5(0..1000u32), prop_oneof![4 => Just(0u8), 1 => 1..3u8], any::<bool>())
             .prop_map(|(kind, n, late, request)| Step::New { kind, n, late, request }),
         1 => (1..40u8).prop_map(|back| Step::Again { back }),
     ]
@@ -49,6 +50,11 @@ impl Maker<'_> {
     fn branch(&self) -> BranchId {
         let all: Vec<BranchId> = self.state.branches().keys().copied().collect();
         all.get(self.n[0] as usize % all.len().max(1)).copied().unwrap_or(BranchId(1))
+    }
+    /// One whose records are to be made, if there is any.
+    fn unmade(&self) -> BranchId {
+        let pending = self.state.branches().iter().find(|(_, b)| b.pending().is_some());
+        pending.map_or_else(|| self.branch(), |(id, _)| *id)
     }
     fn volume(&self) -> VolumeId {
         self.state.branches().get(&self.branch()).map_or(VolumeId(1), |b| b.volume)
@@ -76,15 +82,16 @@ impl Maker<'_> {
     fn change(&self, i: usize) -> Option<ChunkChange> {
         let (chunk, c) = self.chunk(i)?;
         let who = self.n[i + 1] as usize % c.members.len().max(1);
-        let what = self.n[i + 2] % 5;
+        let what = self.n[i + 2] % 6;
         let mut members: Vec<Member> = c.members.to_vec();
         let cause = match what {
-            0 => ChangeCause::Promoted(1),
+            0 | 5 => ChangeCause::Promoted(1),
             1 => ChangeCause::Left,
             _ => ChangeCause::Silent,
         };
         match what {
             0 => members.get_mut(who)?.state = MemberState::InSync,
+            5 => members.iter_mut().find(|m| m.state == MemberState::Stale)?.state = MemberState::InSync,
             1 => drop(members.remove(who)),
             2 => members.iter_mut().for_each(|m| m.state = MemberState::Stale),
             _ => members.get_mut(who)?.state = MemberState::Stale,
@@ -96,9 +103,9 @@ impl Maker<'_> {
     fn op(&self, kind: u8) -> Option<Op> {
         Some(match kind {
             0..=3 => self.lifecycle(kind)?,
-            4..=9 => self.attach(kind),
-            10..=17 => self.session(kind)?,
-            18..=20 => self.planned(kind)?,
+            4..=7 => self.attach(kind),
+            8..=19 => self.session(kind)?,
+            20..=25 => self.planned(kind)?,
             _ => self.hardware(kind),
         })
     }
@@ -108,7 +115,7 @@ impl Maker<'_> {
         let geometry = Geometry { size, chunk_shift: 24 };
         Some(match kind {
             0 | 1 => Op::VolumeCreate {
-                name: format!("v{}", self.n[3] % 4),
+                name: format!("v{}", self.n[3] % 3),
                 geometry,
                 class: Class::default(),
                 plan: self.plan(geometry.chunks()),
@@ -118,7 +125,7 @@ impl Maker<'_> {
                 let grown = Geometry { size: row.geometry.size + size, ..row.geometry };
                 let added = grown.chunks() - row.geometry.chunks();
                 let (volume, from, to) = (row.volume, row.geometry.size, grown.size);
-                if to > 200 << 20 {
+                if to > 400 << 20 {
                     return None;
                 }
                 Op::VolumeResize { volume, from, to, plan: self.plan(added) }
@@ -135,12 +142,13 @@ impl Maker<'_> {
     }
 
     fn attach(&self, kind: u8) -> Op {
-        let branch = self.branch();
+        let branch = if kind == 4 { self.unmade() } else { self.branch() };
         let appointed = self.state.branches().get(&branch).and_then(|b| b.appointed);
-        let maintenance = kind < 7;
+        let maintenance = kind < 6;
         let node = appointed.filter(|_| maintenance).unwrap_or(self.node(1));
         if maintenance && appointed.is_none() {
-            return Op::Appoint { branch, epoch: self.epoch(), node: Some(node) };
+            let epoch = self.state.branches().get(&branch).map_or(Epoch(0), |b| b.epoch);
+            return Op::Appoint { branch, epoch, node: Some(node) };
         }
         let known = self.state.nodes().get(&node).map_or(1, |n| n.process.0);
         Op::Attach {
@@ -158,18 +166,23 @@ impl Maker<'_> {
     fn session(&self, kind: u8) -> Option<Op> {
         let (branch, epoch) = (self.branch(), self.epoch());
         Some(match kind {
-            10 | 11 => {
+            8 | 9 => {
+                let branch = self.unmade();
                 let row = self.state.branches().get(&branch)?;
-                let failed =
-                    if self.n[1].is_multiple_of(3) { vec![drive_of(self.n[2] % NODES + 1)] } else { vec![] };
+                let epoch = Epoch(row.epoch.0.saturating_sub(u32::from(self.late)));
+                let failed = if self.n[1].is_multiple_of(3) {
+                    vec![drive_of((self.n[3] + 3) % NODES + 1)]
+                } else {
+                    vec![]
+                };
                 let replacements = (0..row.geometry.chunks())
                     .map(|c| Replacement { chunk: ChunkIndex(c), drives: self.group(3) })
                     .filter(|r| r.chunk.0 % 2 == 0)
                     .collect();
                 Op::Created { branch, epoch, placement: row.placement, failed, replacements }
             }
-            12 => Op::Detach { branch, epoch, clean: self.n[1].is_multiple_of(2) },
-            13 if self.n[1].is_multiple_of(3) => Op::Release { branch, epoch },
+            10 => Op::Detach { branch, epoch, clean: self.n[1].is_multiple_of(2) },
+            11 if self.n[1].is_multiple_of(3) => Op::Release { branch, epoch },
             _ => {
                 let changes = [self.change(1), self.change(2)].into_iter().flatten().collect();
                 Op::Propose { branch, epoch, changes }
@@ -183,7 +196,7 @@ impl Maker<'_> {
         let member =
             |i: usize| c.members.get(self.n[i] as usize % c.members.len().max(1)).map(|m| m.place.drive);
         Some(match kind {
-            18 | 19 => {
+            20..=23 => {
                 let drive = drive_of(self.n[2] % NODES + 1);
                 let items = vec![PlaceItem { chunk, from: c.number, drive, replaces: member(3) }];
                 Op::Place { branch, epoch, items }
@@ -203,9 +216,11 @@ impl Maker<'_> {
         let process = self.state.nodes().get(&node).map_or(ProcessNumber(1), |n| n.process);
         let row = self.state.drives().get(&drive);
         match kind {
-            21 => Op::NodeDown { node, seen, cause: DownCause::Silent },
-            22 => Op::NodeUp { node, seen, process: ProcessNumber(process.0 + u64::from(self.n[1] % 2)) },
-            23 => {
+            26 => Op::NodeDown { node, seen, cause: DownCause::Silent },
+            27 | 28 => {
+                Op::NodeUp { node, seen, process: ProcessNumber(process.0 + u64::from(self.n[1] % 2)) }
+            }
+            29 => {
                 let mut openings = row.map(|d| d.openings.clone()).unwrap_or_default();
                 openings.truncate(openings.len() - openings.len().min(self.late.into()));
                 openings.push(OpenId(u64::from(self.n[1]) * 1000 + u64::from(self.n[2])));
@@ -218,7 +233,7 @@ impl Maker<'_> {
                     .collect();
                 Op::DriveOpened { node, drive, openings, capacity: 100 << 30, path: "p".into(), orphans }
             }
-            24 => Op::DriveRetire { drive, retire: self.n[1].is_multiple_of(2) },
+            30 => Op::DriveRetire { drive, retire: self.n[1].is_multiple_of(4) },
             _ => Op::Deleted { drive, replicas: self.state.garbage(drive, self.n[1] as usize % 9) },
         }
     }
@@ -280,33 +295,73 @@ fn same_answer(first: &Answer, second: &Answer) -> bool {
     }
 }
 
+/// Applies a history, checking after every step.
+fn run_history(steps: Vec<Step>) -> World {
+    let mut w = World::with_nodes(NODES);
+    let (_, branch) = w.volume("v0", 40 << 20, &[1, 2, 3]);
+    w.attached(branch, 1, SessionKind::Guest);
+    let mut history: Vec<(Option<u128>, Op, Answer)> = Vec::new();
+    for step in steps {
+        let (request, op, first) = match step {
+            Step::New { kind, n, late, request } => {
+                let Some(op) = (Maker { state: &w.state, n, late }).op(kind) else { continue };
+                (request.then_some(history.len() as u128 + 1), op, None)
+            }
+            Step::Again { back } => {
+                let Some(i) = history.len().checked_sub(usize::from(back)) else { continue };
+                let (request, op, answer) = history[i].clone();
+                (request, op, Some(answer))
+            }
+        };
+        let before = w.state.clone();
+        // Rows against the state, and the invariants of one state, are compared in there.
+        let answer = w.apply(request, op.clone());
+        check_step(&op, &before, &w.state);
+        if let (Some(first), true) = (&first, request.is_some()) {
+            assert!(same_answer(first, &answer), "{first:?} / {answer:?}");
+        }
+        history.push((request, op, first.unwrap_or(answer)));
+    }
+    w
+}
+
+#[test]
+fn the_histories_reach_what_they_are_about() {
+    let mut runner = proptest::test_runner::TestRunner::deterministic();
+    let mut met: BTreeMap<&str, u32> = BTreeMap::new();
+    for _ in 0..60 {
+        let steps = prop::collection::vec(step(), 60..80).new_tree(&mut runner).expect("a history").current();
+        for e in run_history(steps).state.events().values() {
+            *met.entry(e.kind.name()).or_default() += 1;
+        }
+    }
+    let wanted = [
+        "VolumeReady",
+        "VolumeDeleted",
+        "VolumeResized",
+        "VolumeClass",
+        "Attached",
+        "Detached",
+        "Released",
+        "Stale",
+        "InSync",
+        "Replacing",
+        "PlacedAround",
+        "NodeDown",
+        "NodeUp",
+        "DriveStranger",
+        "DriveRetired",
+    ];
+    for kind in wanted {
+        assert!(met.get(kind).is_some_and(|n| *n > 3), "{kind} is hardly met: {met:?}");
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 40, ..ProptestConfig::default() })]
     #[test]
     fn any_history_of_commands_keeps_the_invariants(steps in prop::collection::vec(step(), 1..80)) {
-        let mut w = World::with_nodes(NODES);
-        let mut history: Vec<(Option<u128>, Op, Answer)> = Vec::new();
-        for step in steps {
-            let (request, op, first) = match step {
-                Step::New { kind, n, late, request } => {
-                    let Some(op) = (Maker { state: &w.state, n, late }).op(kind) else { continue };
-                    (request.then_some(history.len() as u128 + 1), op, None)
-                }
-                Step::Again { back } => {
-                    let Some(i) = history.len().checked_sub(usize::from(back)) else { continue };
-                    let (request, op, answer) = history[i].clone();
-                    (request, op, Some(answer))
-                }
-            };
-            let before = w.state.clone();
-            // Rows against the state, and the invariants of one state, are compared in there.
-            let answer = w.apply(request, op.clone());
-            check_step(&op, &before, &w.state);
-            if let (Some(first), true) = (&first, request.is_some()) {
-                prop_assert!(same_answer(first, &answer), "{first:?} / {answer:?}");
-            }
-            history.push((request, op, first.unwrap_or(answer)));
-        }
+        run_history(steps);
     }
 
     #[test]
