@@ -152,12 +152,16 @@ impl Session {
             .collect();
         format!(
             "{:?} undecided {undecided:?} drives (serving failed doubt overdue slow want) {drives:?} pending {:?} \
-             asked {:?} attempts {:?} window {} ops {:?}",
+             asked {:?} attempts {:?} window {} requests {} arrivals {} flushes {:?} seq {} ops {:?}",
             self.phase,
             self.pending,
             self.asked,
             self.attempts,
             self.window.len(),
+            self.requests.len(),
+            self.arrivals.len(),
+            self.flushes,
+            self.seq,
             self.ops.iter().take(3).collect::<Vec<_>>(),
         )
     }

@@ -224,8 +224,14 @@ fn walk(seed: u64, steps: usize, faults: u64, bugs: Bugs) -> Result<World, Strin
 
 fn describe(w: &World) -> String {
     let h = newest(w).map(|h| &w.hosts[h]);
+    let older: Vec<_> = w
+        .hosts
+        .iter()
+        .filter(|o| o.closed.is_none() && o.epoch < w.metad.epoch)
+        .map(|o| o.session.explain())
+        .collect();
     format!(
-        "{:?} nodes {:?} open {:?} metad {:?} {:?}",
+        "older {older:?} {:?} nodes {:?} open {:?} metad {:?} {:?}",
         h.map(|h| h.session.explain()),
         w.nodes.values().map(|n| (n.process, &n.drives[0].attempts)).collect::<Vec<_>>(),
         w.judge.open().len(),

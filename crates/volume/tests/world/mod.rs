@@ -401,6 +401,10 @@ impl World {
                 }
                 if self.hosts[h].epoch < newest {
                     self.hosts[h].leases.0.remove(&n);
+                    if self.nodes[&n].drives.iter().any(|d| d.epoch == newest) {
+                        self.event(h, Event::Revoked { node: n, epoch: newest });
+                        continue;
+                    }
                 }
                 if !self.hosts[h].links[&n].up {
                     self.connect(h, n);
