@@ -1,6 +1,6 @@
 //! The node as the shard sees it: a machine that decides everything.
 
-use node::{Effect, Event, LinkId};
+use node::{Effect, Event, LinkId, Node};
 use proto::Time;
 
 /// `node::Node`; a trait so that the edge's own tests can put a plain machine in its place.
@@ -14,4 +14,22 @@ pub trait Core {
     fn next_wake(&self) -> Time;
     /// A buffer of `Effect::Send`, sent.
     fn recycle(&mut self, buffer: Vec<u8>);
+}
+
+impl Core for Node {
+    fn handle(&mut self, now: Time, event: Event) {
+        Node::handle(self, now, event);
+    }
+    fn received(&mut self, now: Time, link: LinkId, bytes: &[u8]) {
+        Node::received(self, now, link, bytes);
+    }
+    fn poll(&mut self) -> Option<Effect> {
+        Node::poll(self)
+    }
+    fn next_wake(&self) -> Time {
+        Node::next_wake(self)
+    }
+    fn recycle(&mut self, buffer: Vec<u8>) {
+        Node::recycle(self, buffer);
+    }
 }

@@ -25,9 +25,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
-/// Locked memory that registered buffers would need, bytes.
-const MEMLOCK: u64 = 64 << 20;
-
 /// The listening sockets, bound before anything else is told of them.
 struct Doors {
     data: TcpListener,
@@ -46,9 +43,7 @@ pub fn run<C: Core>(
     make: impl FnOnce(NodeParams) -> C,
 ) -> anyhow::Result<End> {
     let started = Instant::now();
-    if let Some(memory) = sys::raise_limits().filter(|m| *m < MEMLOCK) {
-        tracing::info!(locked_memory = memory, "RLIMIT_MEMLOCK is small: buffers stay unregistered");
-    }
+    sys::raise_limits();
     let ring = Ring::new().context("io_uring")?;
     let state = Arc::new(StateDir::open(&config.state_dir).context("state folder")?);
     let doors = open_doors(config, &state)?;

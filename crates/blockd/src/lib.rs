@@ -26,13 +26,17 @@ pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// What `--version` says: the build, and what it can read and speak.
 #[must_use]
-pub fn long_version() -> String {
-    format!(
-        "{VERSION}\ndisk format: {}\nprotocol: {}..={}",
-        store::disk::superblock::VERSION,
-        proto::frame::PROTOCOL_MIN,
-        proto::frame::PROTOCOL,
-    )
+pub fn long_version() -> &'static str {
+    static TEXT: std::sync::OnceLock<String> = std::sync::OnceLock::new();
+    let text = || {
+        format!(
+            "{VERSION}\ndisk format: {}\nprotocol: {}..={}",
+            store::disk::superblock::VERSION,
+            proto::frame::PROTOCOL_MIN,
+            proto::frame::PROTOCOL,
+        )
+    };
+    TEXT.get_or_init(text)
 }
 
 /// The end of a binary's `main`: the error and its causes, each on a line, without a backtrace.

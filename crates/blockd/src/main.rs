@@ -1,12 +1,20 @@
 //! The daemon of a node.
 
 use anyhow::Context;
-use blockd::config::Config;
-use clap::Parser;
+use blockd::config::{Config, LogFormat};
+use blockd::shard::End;
+use blockd::{daemon, logging, sys};
+use clap::{Parser, ValueEnum};
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 #[derive(Parser)]
-#[command(name = "blockd", version, about = "Replicated block storage: the daemon of a node")]
+#[command(
+    name = "blockd",
+    version,
+    long_version = blockd::long_version(),
+    about = "Replicated block storage: the daemon of a node"
+)]
 struct Arguments {
     /// Where the configuration stands.
     #[arg(long, default_value = "/etc/blockd/blockd.toml")]
@@ -14,15 +22,36 @@ struct Arguments {
     /// Read the configuration, say whether it is good, and end.
     #[arg(long)]
     check_config: bool,
+    /// Overrides the configuration's.
+    #[arg(long)]
+    log_format: Option<Format>,
 }
 
-fn main() -> anyhow::Result<()> {
+#[derive(Clone, Copy, ValueEnum)]
+enum Format {
+    Logfmt,
+    Json,
+}
+
+fn main() -> ExitCode {
+    blockd::finish(run())
+}
+
+fn run() -> anyhow::Result<ExitCode> {
     let arguments = Arguments::parse();
     let config = Config::load(&arguments.config).context("configuration")?;
     if arguments.check_config {
         println!("{}: good", arguments.config.display());
-        return Ok(());
+        return Ok(ExitCode::SUCCESS);
     }
-    let _ = config;
-    Ok(())
+    sys::keep_memory();
+    let format = match arguments.log_format {
+        None => config.log_format,
+        Some(Format::Logfmt) => LogFormat::Logfmt,
+        Some(Format::Json) => LogFormat::Json,
+    };
+    let log = logging::start(&config.log, format);
+    let end = daemon::run(&config, arguments.config, log, |params| node::Node::new(params, sys::now()))?;
+    tracing::info!(clean = (end == End::Clean), "blockd ends");
+    Ok(if end == End::Clean { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

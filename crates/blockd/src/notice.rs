@@ -35,6 +35,14 @@ pub fn log(notice: &Notice) {
             let peer = node.map(|n| n.to_string()).unwrap_or_default();
             tracing::warn!(peer, %refusal, "handshake refused");
         }
+        Notice::BadFrame { node, error } => {
+            let peer = node.map(|n| n.to_string()).unwrap_or_default();
+            tracing::warn!(peer, %error, "a peer's bytes were not understood: connection closed");
+        }
+        Notice::Stranger { drive } => {
+            tracing::error!(%drive, "metad calls this drive rolled back or copied: it serves nobody");
+        }
+        Notice::Verified { request, state } => tracing::info!(%request, ?state, "volume verified"),
         Notice::SessionClosed { branch, reason } => tracing::info!(%branch, ?reason, "session closed"),
     }
 }
