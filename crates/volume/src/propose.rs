@@ -130,6 +130,7 @@ impl Session {
         let mut changes = vec![];
         for chunk in self.to_propose.clone() {
             if changes.len() >= BATCH {
+                self.dirty = true;
                 break;
             }
             let Some(u) = &self.chunks[chunk as usize].undecided else { continue };

@@ -384,8 +384,8 @@ impl Session {
         self.ask_chunks();
         self.retry_stuck();
         self.admit_arrivals();
-        self.note_waits(leases);
         if tick {
+            self.note_waits(leases);
             self.close_when_idle();
         }
     }

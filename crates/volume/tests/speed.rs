@@ -49,7 +49,12 @@ fn random_writes_at_depth_32() {
                             acks[node.0 as usize - 1].push(ack);
                         } else if let Request::Credit { want, .. } = frame.request {
                             let reply = Reply::Credit { granted: want, allocated: false };
-                            let f = ReplyFrame { token: frame.token, branch: BRANCH, drive: frame.scope.drive, reply };
+                            let f = ReplyFrame {
+                                token: frame.token,
+                                branch: BRANCH,
+                                drive: frame.scope.drive,
+                                reply,
+                            };
                             host.session.handle(now, &host.leases, Event::Reply { node, frame: f });
                         }
                     }

@@ -241,7 +241,7 @@ fn describe(w: &World) -> String {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn walks_keep_every_promise(seed in any::<u64>(), faults in 0u64..60) {
