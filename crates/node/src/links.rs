@@ -363,3 +363,6 @@ impl Links {
         self.peers.get(&node)?.accepted
     }
 }
+
+#[cfg(test)]
+mod tests;

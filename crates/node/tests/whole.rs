@@ -351,3 +351,68 @@ fn a_verification_reads_all_replicas_and_finds_what_rotted() {
         assert_eq!(state.differing.len(), usize::from(rot), "{state:?}");
     }
 }
+
+#[test]
+fn rubbish_on_a_connection_closes_it_and_harms_nobody_else() {
+    let (mut w, branch) = made(1);
+    w.must_open(1, 1, "v", false);
+    let mut load = Load::new(&w, 1, 1, 200);
+    let hello = |cluster: u128, to: u32| {
+        let me = proto::handshake::Identity {
+            cluster: proto::ClusterId(cluster),
+            node: NodeId(9),
+            process: proto::ProcessNumber(1),
+        };
+        let mut bytes = vec![];
+        proto::frame::encode_hello(&mut bytes, &me.dial(NodeId(to), proto::ConnNumber(1)));
+        bytes
+    };
+    let mut ping = vec![];
+    let frame = proto::message::RequestFrame {
+        token: 1,
+        scope: proto::message::Scope::default(),
+        request: proto::message::Request::Ping,
+    };
+    proto::frame::encode_request(&mut ping, &frame);
+    let mut after = hello(world::CLUSTER.0, 2);
+    after.extend_from_slice(&[7; 300]);
+    let strangers = [vec![0; 128], pattern(3, 5000), hello(1, 2), hello(world::CLUSTER.0, 3), ping, after];
+    for (i, bytes) in strangers.into_iter().enumerate() {
+        load.run(&mut w, Span::millis(30));
+        let link = node::LinkId(1 << 63 | 1 << 40 | i as u64);
+        w.event(2, Event::Accepted { link });
+        w.bytes(2, link, bytes);
+        w.run(Span::millis(1));
+        assert!(w.closed.contains(&(NodeId(2), link)), "stranger {i}");
+    }
+    load.run(&mut w, Span::millis(100));
+    load.drain(&mut w);
+    assert!(load.gap < Span::millis(50) && w.metad.healthy(branch));
+    let refused =
+        |r| move |n: &Notice| matches!(n, Notice::HandshakeRefused { refusal, .. } if *refusal == r);
+    assert_eq!(w.noticed(refused(proto::Refusal::WrongCluster)), 1);
+    assert_eq!(w.noticed(refused(proto::Refusal::WrongNode)), 1);
+    assert_eq!(w.noticed(|n| matches!(n, Notice::BadFrame { .. })), 4);
+}
+
+#[test]
+fn a_dead_holders_lease_is_waited_out_and_a_live_ones_is_returned() {
+    let (mut w, branch) = made(1);
+    w.must_open(1, 1, "v", false);
+    w.must_write(1, 1, 0, &[1; 4096]);
+    w.run(Span::millis(1500));
+    let granted = w.node(2).leases_granted(w.now);
+    assert!(granted.iter().any(|l| l.node == NodeId(1) && l.branch == branch), "{granted:?}");
+    let last = granted.iter().map(|l| l.time).max().unwrap();
+    w.hosts.get_mut(&NodeId(1)).unwrap().frozen = true;
+    w.open(2, 2, "v", true);
+    let opened = w.until(Span::secs(6), |w| w.opened.contains_key(&ExportId(2)));
+    assert!(opened, "{}", w.tail());
+    let waited = w.now.since(last);
+    assert!(waited >= proto::limits::LEASE_WAIT, "opened {} ms after the last grant", waited.as_millis());
+    assert_eq!(w.read(2, 2, 0, 4096), [1; 4096]);
+    // It wakes up, and serves nothing: its guest hears that it is over.
+    w.hosts.get_mut(&NodeId(1)).unwrap().frozen = false;
+    let gone = w.until(Span::secs(8), |w| w.gone.contains(&ExportId(1)));
+    assert!(gone, "{}", w.tail());
+}

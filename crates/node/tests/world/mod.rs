@@ -55,6 +55,8 @@ pub struct World {
     pub done: BTreeMap<(ExportId, Ticket), (Time, Result<GuestReply, GuestError>)>,
     pub notices: Vec<(Time, NodeId, Notice)>,
     pub stopped: BTreeSet<NodeId>,
+    /// Links that a node has closed.
+    pub closed: BTreeSet<(NodeId, LinkId)>,
     next_ticket: u64,
     dice: u64,
     /// Turns at the same time.
@@ -98,6 +100,7 @@ impl World {
             done: BTreeMap::new(),
             notices: vec![],
             stopped: BTreeSet::new(),
+            closed: BTreeSet::new(),
             next_ticket: 0,
             dice: 7,
             still: 0,
@@ -270,6 +273,7 @@ impl World {
             Effect::Dial { link, to, address } => self.dial(id, link, to, &address),
             Effect::Send { link, bytes } => self.send(id, link, bytes),
             Effect::CloseLink { link } => {
+                self.closed.insert((id, link));
                 if let Some(at) = self.wires.iter().position(|w| w.ends.contains(&(id, link))) {
                     for (node, link) in self.wires.remove(at).ends.into_iter().filter(|e| *e != (id, link)) {
                         self.put(NET, node, Thing::Event(Event::LinkClosed { link }));
@@ -322,6 +326,10 @@ impl World {
 
     pub fn event(&mut self, n: u32, event: Event) {
         self.put(Span(0), NodeId(n), Thing::Event(event));
+    }
+    /// Bytes from nowhere.
+    pub fn bytes(&mut self, n: u32, link: LinkId, bytes: Vec<u8>) {
+        self.put(Span(0), NodeId(n), Thing::Bytes(link, bytes));
     }
     pub fn open(&mut self, n: u32, export: u64, volume: &str, force: bool) {
         let (export, volume) = (ExportId(export), volume.to_owned());
