@@ -1,145 +1,187 @@
-//! Where things are in the folder, and the file that says what the cluster is.
+//! What lies where in a cluster's folder.
+//!
+//!     DIR/cluster.json      its shape, made last: without it there is no cluster here
+//!     DIR/metad.addrs       addresses of the metads, for the nodes
+//!     DIR/m1/               metad.toml, state/, log, pid
+//!     DIR/n1/               blockd.toml, state/, drive0, nbd.sock, admin.sock, log, pid
 
-use super::DevError;
+use super::{DevError, SOCKET_PATH_MAX, io};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
-/// Longest path of a unix socket (`sun_path` less its zero).
-const SOCKET_PATH_MAX: usize = 107;
+/// metads of a cluster in a folder.
+pub const METADS: u32 = 3;
 
-#[derive(Clone, Debug)]
-pub struct Layout {
-    pub dir: PathBuf,
-    /// Where blockd, metad and blockd-format are.
-    pub bins: PathBuf,
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    Metad,
+    Blockd,
+}
+impl Role {
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Role::Metad => "metad",
+            Role::Blockd => "blockd",
+        }
+    }
 }
 
-/// `dev.json`: written when everything about it is decided, before the first process.
+/// One process of the cluster.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Member {
+    pub role: Role,
+    /// 1 and up.
+    pub number: u32,
+}
+impl Member {
+    #[must_use]
+    pub fn name(self) -> String {
+        let letter = if self.role == Role::Metad { 'm' } else { 'n' };
+        format!("{letter}{}", self.number)
+    }
+}
+
+/// The cluster's shape.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct State {
-    pub schema: String,
-    pub metads: u32,
+pub struct Shape {
     pub nodes: u32,
     /// Bytes.
     pub drive_size: u64,
-    /// Hexadecimal, once `init` is done.
-    pub cluster: Option<String>,
-    pub token: Option<String>,
-    /// Settings still to be made, KEY=VALUE.
-    pub settings: Vec<String>,
+    /// 32 hexadecimal digits.
+    pub cluster: String,
+    pub token: String,
 }
 
-pub const SCHEMA: &str = "dev/1";
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Folder {
+    dir: PathBuf,
+}
 
-impl State {
-    pub fn load(layout: &Layout) -> Result<State, DevError> {
-        let path = layout.state();
+impl Folder {
+    /// # Errors
+    /// The current folder is gone.
+    pub fn new(dir: &Path) -> Result<Folder, DevError> {
+        Ok(Folder { dir: std::path::absolute(dir).map_err(io(dir))? })
+    }
+
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.dir
+    }
+    #[must_use]
+    pub fn of(&self, m: Member) -> PathBuf {
+        self.dir.join(m.name())
+    }
+    #[must_use]
+    pub fn log(&self, m: Member) -> PathBuf {
+        self.of(m).join("log")
+    }
+    #[must_use]
+    pub fn config(&self, m: Member) -> PathBuf {
+        self.of(m).join(if m.role == Role::Metad { "metad.toml" } else { "blockd.toml" })
+    }
+    #[must_use]
+    pub fn nbd_socket(&self, node: u32) -> PathBuf {
+        self.dir.join(format!("n{node}")).join("nbd.sock")
+    }
+    #[must_use]
+    pub fn admin_socket(&self, node: u32) -> PathBuf {
+        self.dir.join(format!("n{node}")).join("admin.sock")
+    }
+    #[must_use]
+    pub fn drive(&self, node: u32) -> PathBuf {
+        self.dir.join(format!("n{node}")).join("drive0")
+    }
+    #[must_use]
+    pub fn addresses_file(&self) -> PathBuf {
+        self.dir.join("metad.addrs")
+    }
+    #[must_use]
+    pub fn shape_file(&self) -> PathBuf {
+        self.dir.join("cluster.json")
+    }
+
+    #[must_use]
+    pub fn metads() -> Vec<Member> {
+        (1..=METADS).map(|number| Member { role: Role::Metad, number }).collect()
+    }
+
+    /// All processes: metads first.
+    #[must_use]
+    pub fn members(shape: &Shape) -> Vec<Member> {
+        let nodes = (1..=shape.nodes).map(|number| Member { role: Role::Blockd, number });
+        Folder::metads().into_iter().chain(nodes).collect()
+    }
+
+    /// The cluster in this folder.
+    ///
+    /// # Errors
+    /// There is none, or its file is damaged.
+    pub fn shape(&self) -> Result<Shape, DevError> {
+        let path = self.shape_file();
         let text = match std::fs::read_to_string(&path) {
-            Ok(t) => t,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                return Err(DevError::NoCluster(layout.dir.clone()));
+                return Err(DevError::NoCluster(self.dir.clone()));
             }
-            Err(source) => return Err(DevError::Io { path, source }),
+            other => other.map_err(io(&path))?,
         };
-        let state: State = serde_json::from_str(&text)
-            .map_err(|e| DevError::Damaged { path: path.clone(), message: e.to_string() })?;
-        if state.schema != SCHEMA {
-            return Err(DevError::Damaged {
-                path,
-                message: format!("schema {} is not {SCHEMA}", state.schema),
-            });
+        serde_json::from_str(&text).map_err(|_| DevError::Damaged(path))
+    }
+
+    /// Where a metad listens, as it wrote down itself.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn metad_address(&self, m: Member) -> Result<Option<String>, DevError> {
+        let path = self.of(m).join("state").join("metad.addr");
+        match std::fs::read_to_string(&path) {
+            Ok(text) => Ok(Some(text.trim().to_owned())),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(io(&path)(e)),
         }
-        Ok(state)
     }
 
-    /// Replaced whole: a reader sees the old or the new one.
-    pub fn save(&self, layout: &Layout) -> Result<(), DevError> {
-        let text = serde_json::to_string_pretty(self).expect("plain data");
-        write(&layout.dir.join("dev.json.new"), &text)?;
-        let path = layout.state();
-        std::fs::rename(layout.dir.join("dev.json.new"), &path)
-            .map_err(|source| DevError::Io { path, source })
+    /// Addresses of all metads that have one.
+    ///
+    /// # Errors
+    /// A file cannot be read, or there is no cluster.
+    pub fn endpoints(&self) -> Result<Vec<String>, DevError> {
+        self.shape()?;
+        let all: Result<Vec<_>, _> = Folder::metads().into_iter().map(|m| self.metad_address(m)).collect();
+        Ok(all?.into_iter().flatten().collect())
     }
 
-    /// All processes: metads, then nodes.
-    #[must_use]
-    pub fn names(&self) -> Vec<String> {
-        self.metad_names().chain((1..=self.nodes).map(|i| format!("n{i}"))).collect()
-    }
-
-    pub fn metad_names(&self) -> impl Iterator<Item = String> + use<> {
-        (1..=self.metads).map(|i| format!("m{i}"))
-    }
-}
-
-pub fn write(path: &Path, text: &str) -> Result<(), DevError> {
-    std::fs::write(path, text).map_err(|source| DevError::Io { path: path.into(), source })
-}
-
-impl Layout {
-    /// The folder as an absolute path; the daemons beside the running program.
-    pub fn new(dir: &Path) -> Result<Layout, DevError> {
-        let io = |source| DevError::Io { path: dir.into(), source };
-        let dir = std::path::absolute(dir).map_err(io)?;
-        let exe = std::env::current_exe().map_err(io)?;
-        let bins = exe.parent().map(Path::to_path_buf).unwrap_or_default();
-        Ok(Layout { dir, bins })
-    }
-
-    #[must_use]
-    pub fn state(&self) -> PathBuf {
-        self.dir.join("dev.json")
-    }
-    #[must_use]
-    pub fn home(&self, name: &str) -> PathBuf {
-        self.dir.join(name)
-    }
-    #[must_use]
-    pub fn log(&self, name: &str) -> PathBuf {
-        self.home(name).join("log")
-    }
-    /// The metads' addresses, a line each.
-    #[must_use]
-    pub fn metad_file(&self) -> PathBuf {
-        self.dir.join("metad.list")
-    }
-    /// A node's NBD socket, a metad's nothing.
-    #[must_use]
-    pub fn socket(&self, name: &str) -> Option<PathBuf> {
-        name.starts_with('n').then(|| self.home(name).join("nbd.sock"))
-    }
-    #[must_use]
-    pub fn config(&self, name: &str) -> PathBuf {
-        self.home(name).join(if name.starts_with('m') { "metad.toml" } else { "blockd.toml" })
-    }
-
-    /// The program that a process of this name runs.
-    pub fn program(&self, name: &str) -> Result<PathBuf, DevError> {
-        self.binary(if name.starts_with('m') { "metad" } else { "blockd" })
-    }
-    pub fn binary(&self, file: &str) -> Result<PathBuf, DevError> {
-        let path = self.bins.join(file);
-        if path.is_file() { Ok(path) } else { Err(DevError::NoBinary(path)) }
-    }
-
-    /// Every socket must fit before anything is made.
+    /// The longest path of a socket must fit.
+    ///
+    /// # Errors
+    /// It does not.
     pub fn check_sockets(&self, nodes: u32) -> Result<(), DevError> {
-        let name = format!("n{nodes}");
-        for path in [self.home(&name).join("nbd.sock"), self.home(&name).join("admin.sock")] {
-            let len = path.as_os_str().len();
-            if len > SOCKET_PATH_MAX {
-                return Err(DevError::SocketPath { path, len });
-            }
-        }
-        Ok(())
+        let path = self.admin_socket(nodes);
+        let len = path.as_os_str().len();
+        if len > SOCKET_PATH_MAX { Err(DevError::SocketPath { path, len }) } else { Ok(()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_path_that_is_too_long_is_refused() {
+        let long = format!("/{}", "x".repeat(90));
+        assert!(Folder::new(Path::new(&long)).unwrap().check_sockets(9).is_ok());
+        let error = Folder::new(Path::new(&format!("{long}yyyy"))).unwrap().check_sockets(9).unwrap_err();
+        assert!(matches!(error, DevError::SocketPath { len: 109, .. }), "{error:?}");
     }
 
-    /// The last lines of a process's log.
-    #[must_use]
-    pub fn log_end(&self, name: &str) -> String {
-        let text = std::fs::read(self.log(name)).unwrap_or_default();
-        let text = String::from_utf8_lossy(&text);
-        let lines: Vec<&str> = text.lines().collect();
-        lines[lines.len().saturating_sub(8)..].join("\n")
+    #[test]
+    fn a_folder_without_a_cluster_says_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = Folder::new(dir.path()).unwrap();
+        assert!(matches!(folder.shape(), Err(DevError::NoCluster(_))));
+        std::fs::write(folder.shape_file(), "{").unwrap();
+        assert!(matches!(folder.shape(), Err(DevError::Damaged(_))));
     }
 }

@@ -1,328 +1,180 @@
-//! From nothing, or from what an earlier `up` left, to a cluster that serves.
+//! `dev up`: from an empty folder to a cluster that serves, or back to an empty folder.
 
-use super::layout::{SCHEMA, write};
-use super::process::{self, ProcessState};
-use super::{DevError, Layout, State};
-use api::v1::cluster_service_client::ClusterServiceClient;
-use api::v1::{
-    AddNodeRequest, InitRequest, ListNodesRequest, MetadAnswer, MetadMember, MetadRequest, SetConfigRequest,
-};
-use std::future::Future;
+use super::layout::{Folder, METADS, Member, Role, Shape};
+use super::process::{Started, binary};
+use super::run::{metads_answer, nodes_serve, start_members};
+use super::{DevError, io};
+use crate::control::{self, Control};
+use api::v1::{AddNodeRequest, InitRequest, MetadMember, SetConfigRequest};
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
-use tonic::transport::{Channel, Endpoint};
+use std::time::Duration;
+
+/// Until all serve.
+const READY: Duration = Duration::from_secs(60);
+/// For logs, metadata and what guests write at first, bytes.
+const ROOM: u64 = 128 << 20;
 
 #[derive(Clone, Debug)]
 pub struct Options {
     pub nodes: u32,
     /// Bytes.
     pub drive_size: u64,
-    /// Cluster settings, KEY=VALUE.
-    pub settings: Vec<String>,
+    /// Cluster settings.
+    pub settings: Vec<(String, String)>,
 }
 
-const METADS: u32 = 3;
-/// A process must accept connections within this.
-const READY: Duration = Duration::from_secs(30);
-/// Metadata, logs, and the first megabytes of data, per node.
-const SLACK: u64 = 16 << 20;
-
-pub(super) fn runtime() -> Result<tokio::runtime::Runtime, DevError> {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|source| DevError::Io { path: "tokio".into(), source })
-}
-
-/// Makes the cluster, or goes on with the one that is there. What a failed first `up` started is ended again.
-pub fn up(layout: &Layout, options: &Options) -> Result<State, DevError> {
-    let new = !layout.state().exists();
-    let mut state = if new { make(layout, options)? } else { State::load(layout)? };
-    if let Err(e) = bring_up(layout, &mut state) {
-        if new {
-            // its folder stays for a look at the logs; the processes do not
-            let _ = super::down(layout, false);
-            let _ = std::fs::remove_file(layout.state());
-        }
-        return Err(e);
-    }
-    Ok(state)
-}
-
-fn make(layout: &Layout, options: &Options) -> Result<State, DevError> {
-    let dir = &layout.dir;
-    let io = |source| DevError::Io { path: dir.clone(), source };
-    layout.check_sockets(options.nodes)?;
-    for program in ["blockd", "metad", "blockd-format"] {
-        layout.binary(program)?;
-    }
-    let is_empty = |d: &Path| std::fs::read_dir(d).is_ok_and(|mut entries| entries.next().is_none());
-    if dir.exists() && !is_empty(dir) {
-        return Err(DevError::Occupied(dir.clone()));
-    }
-    std::fs::create_dir_all(dir).map_err(io)?;
-    check_room(dir, options)?;
-    let state = State {
-        schema: SCHEMA.into(),
-        metads: METADS,
-        nodes: options.nodes,
-        drive_size: options.drive_size,
-        cluster: None,
-        token: None,
-        settings: options.settings.clone(),
-    };
-    for name in state.names() {
-        std::fs::create_dir_all(layout.home(&name)).map_err(io)?;
-    }
-    state.save(layout)?;
-    Ok(state)
-}
-
-/// Drives are sparse, but a journal is written whole at format.
-fn check_room(dir: &Path, options: &Options) -> Result<(), DevError> {
-    use proto::limits::{JOURNAL_MAX, JOURNAL_MIN, JOURNAL_SHARE};
-    let journal = (options.drive_size / JOURNAL_SHARE).clamp(JOURNAL_MIN, JOURNAL_MAX);
-    let needed = u64::from(options.nodes) * (journal + SLACK);
-    let stat = rustix::fs::statvfs(dir).map_err(|e| DevError::Io { path: dir.into(), source: e.into() })?;
-    let free = stat.f_bavail * stat.f_frsize;
-    if free < needed {
-        return Err(DevError::NoRoom { dir: dir.into(), free: free >> 20, needed: needed >> 20 });
-    }
-    Ok(())
-}
-
-fn bring_up(layout: &Layout, state: &mut State) -> Result<(), DevError> {
-    let metads: Vec<String> = state.metad_names().collect();
-    for (i, name) in metads.iter().enumerate() {
-        let config = layout.config(name);
-        if !config.exists() {
-            write(&config, &format!("id = {}\nstate_dir = \".\"\naddress = \"127.0.0.1:0\"\n", i + 1))?;
-        }
-    }
-    start_ready(layout, &metads)?;
-    let addresses: Vec<String> = metads.iter().map(|n| address(layout, n)).collect::<Result<_, _>>()?;
-    write(&layout.metad_file(), &(addresses.join("\n") + "\n"))?;
-    let runtime = runtime()?;
-    if state.cluster.is_none() {
-        let (cluster, token) = runtime.block_on(init(&addresses))?;
-        (state.cluster, state.token) = (Some(cluster), Some(token));
-        state.save(layout)?;
-    }
-    for setting in std::mem::take(&mut state.settings) {
-        runtime.block_on(set(&addresses, &setting))?;
-    }
-    state.save(layout)?;
-    for i in 1..=state.nodes {
-        prepare_node(layout, state, &runtime, &addresses, i)?;
-    }
-    let nodes: Vec<String> = (1..=state.nodes).map(|i| format!("n{i}")).collect();
-    start_ready(layout, &nodes)?;
-    runtime.block_on(all_up(&addresses, state.nodes))
-}
-
-/// Adds the node, formats its drive, and last writes its configuration: that file says that it is prepared.
-fn prepare_node(
-    layout: &Layout,
-    state: &State,
-    runtime: &tokio::runtime::Runtime,
-    metads: &[String],
-    number: u32,
-) -> Result<(), DevError> {
-    let name = format!("n{number}");
-    let config = layout.config(&name);
-    if config.exists() {
-        return Ok(());
-    }
-    let cluster = state.cluster.clone().unwrap_or_default();
-    // the same identity again: the same node again
-    let mut identity = name.clone().into_bytes();
-    identity.resize(16, 0);
-    let request = AddNodeRequest {
-        name: name.clone(),
-        zone: String::new(),
-        data_address: "127.0.0.1:0".into(),
-        identity: identity.clone(),
-        request: identity,
-    };
-    let node = runtime.block_on(with_leader(metads, |mut c| {
-        let request = request.clone();
-        async move { c.add_node(request).await.map(tonic::Response::into_inner) }
-    }))?;
-    let drive = layout.home(&name).join("drive0");
-    format(layout, &drive, &cluster, node.id, state.drive_size)?;
-    let text = format!(
-        "node_id = {}\nname = \"{name}\"\ncluster = \"{cluster}\"\nstate_dir = \".\"\ndata_address = \"127.0.0.1:0\"\n\
-         nbd_socket = \"nbd.sock\"\nadmin_socket = \"admin.sock\"\nmetad_file = \"../metad.list\"\ndrives = [\"drive0\"]\n",
-        node.id
-    );
-    write(&config, &text)
-}
-
-fn format(layout: &Layout, drive: &Path, cluster: &str, node: u32, size: u64) -> Result<(), DevError> {
-    let out = Command::new(layout.binary("blockd-format")?)
-        .args(["--cluster", cluster, "--node", &node.to_string(), "--size", &size.to_string(), "--force"])
-        .arg(drive)
-        .stdin(Stdio::null())
-        .output()
-        .map_err(|source| DevError::Io { path: drive.into(), source })?;
-    if out.status.success() {
-        return Ok(());
-    }
-    Err(DevError::Format(String::from_utf8_lossy(&out.stderr).trim().to_owned()))
-}
-
-/// Starts those that do not run and waits until each accepts connections.
-pub(super) fn start_ready(layout: &Layout, names: &[String]) -> Result<(), DevError> {
-    // metads first: a node asks them at once
-    for role in ['m', 'n'] {
-        let group: Vec<&String> = names.iter().filter(|n| n.starts_with(role)).collect();
-        for name in &group {
-            process::spawn(layout, name)?;
-        }
-        for name in &group {
-            wait_ready(layout, name)?;
-        }
-    }
-    Ok(())
-}
-
-fn wait_ready(layout: &Layout, name: &str) -> Result<(), DevError> {
-    let start = Instant::now();
-    loop {
-        let ready = match layout.socket(name) {
-            Some(socket) => std::os::unix::net::UnixStream::connect(socket).is_ok(),
-            None => address(layout, name).is_ok_and(|a| std::net::TcpStream::connect(a).is_ok()),
-        };
-        if ready {
-            return Ok(());
-        }
-        if process::state(layout, name)? == ProcessState::Stopped {
-            return Err(DevError::Ended { name: name.into(), log: layout.log_end(name) });
-        }
-        if start.elapsed() > READY {
-            return Err(DevError::NotReady {
-                name: name.into(),
-                secs: READY.as_secs(),
-                log: layout.log_end(name),
-            });
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    }
-}
-
-/// The address that a metad has chosen.
-pub(super) fn address(layout: &Layout, name: &str) -> Result<String, DevError> {
-    let path = layout.home(name).join("metad.addr");
-    std::fs::read_to_string(&path)
-        .map(|t| t.trim().to_owned())
-        .map_err(|source| DevError::Io { path, source })
-}
-
-async fn connect(address: &str) -> Result<ClusterServiceClient<Channel>, DevError> {
-    let failed = |e: tonic::transport::Error| DevError::Metad(format!("{address}: {e}"));
-    let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(failed)?;
-    let channel = endpoint
-        .connect_timeout(Duration::from_secs(1))
-        .timeout(Duration::from_secs(5))
-        .connect()
-        .await
-        .map_err(failed)?;
-    Ok(ClusterServiceClient::new(channel))
-}
-
-/// What a metad says of itself.
-pub(super) async fn ask_metad(address: &str) -> Result<MetadAnswer, DevError> {
-    let answer = connect(address).await?.metad(MetadRequest {}).await;
-    answer.map(tonic::Response::into_inner).map_err(|s| DevError::Metad(s.message().to_owned()))
-}
-
-/// Asks one metad after the other until one that leads has answered.
-async fn with_leader<A, F: Future<Output = Result<A, tonic::Status>>>(
-    metads: &[String],
-    call: impl Fn(ClusterServiceClient<Channel>) -> F,
-) -> Result<A, DevError> {
-    let start = Instant::now();
-    let mut last = DevError::NoLeader;
-    while start.elapsed() < READY {
-        for address in metads {
-            let client = match connect(address).await {
-                Ok(c) => c,
-                Err(e) => {
-                    last = e;
-                    continue;
-                }
-            };
-            match call(client).await {
-                Ok(answer) => return Ok(answer),
-                Err(s) if matches!(s.code(), tonic::Code::Unavailable | tonic::Code::DeadlineExceeded) => {
-                    last = DevError::Metad(format!("{address}: {}", s.message()));
-                }
-                Err(s) => return Err(DevError::Metad(s.message().to_owned())),
+/// Makes the cluster, or goes on with the one that is there. Ready when it returns.
+///
+/// # Errors
+/// Nothing is left of it then, if it was not there before.
+pub async fn up(folder: &Folder, wanted: Option<u32>, options: &Options) -> Result<Shape, DevError> {
+    match folder.shape() {
+        Ok(shape) => {
+            if wanted.is_some_and(|n| n != shape.nodes) {
+                return Err(DevError::OtherShape { is: shape.nodes, size: shape.drive_size });
             }
+            start_members(folder, &Folder::members(&shape)).await?;
+            set(&Control::new(folder.endpoints()?, READY)?, &options.settings).await?;
+            return Ok(shape);
         }
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        Err(DevError::NoCluster(_)) => {}
+        Err(e) => return Err(e),
     }
-    Err(last)
-}
-
-async fn init(addresses: &[String]) -> Result<(String, String), DevError> {
-    let members = (1..).zip(addresses).map(|(id, a)| MetadMember {
-        id,
-        address: a.clone(),
-        voter: true,
-        matched: None,
-    });
-    let request = InitRequest { name: "dev".into(), members: members.collect(), request: random_id()? };
-    let answer = with_leader(&addresses[..1], |mut c| {
-        let request = request.clone();
-        async move { c.init(request).await.map(tonic::Response::into_inner) }
-    })
-    .await?;
-    let hex = answer.cluster.iter().map(|b| format!("{b:02x}")).collect();
-    Ok((hex, answer.token))
-}
-
-/// Sixteen random bytes of the kernel's.
-fn random_id() -> Result<Vec<u8>, DevError> {
-    use std::io::Read;
-    let path = Path::new("/dev/urandom");
-    let io = |source| DevError::Io { path: path.into(), source };
-    let mut id = vec![0; 16];
-    std::fs::File::open(path).map_err(io)?.read_exact(&mut id).map_err(io)?;
-    Ok(id)
-}
-
-async fn set(metads: &[String], setting: &str) -> Result<(), DevError> {
-    let (key, value) =
-        setting.split_once('=').ok_or_else(|| DevError::Metad(format!("--set {setting}: not KEY=VALUE")))?;
-    let request =
-        SetConfigRequest { key: key.trim().into(), value: value.trim().into(), request: random_id()? };
-    with_leader(metads, |mut c| {
-        let request = request.clone();
-        async move { c.set_config(request).await.map(drop) }
-    })
-    .await
-}
-
-/// All nodes are up and all their drives serve.
-async fn all_up(metads: &[String], nodes: u32) -> Result<(), DevError> {
-    let start = Instant::now();
-    loop {
-        let list = with_leader(metads, |mut c| async move {
-            c.list_nodes(ListNodesRequest {}).await.map(tonic::Response::into_inner)
-        })
-        .await?;
-        let ready = list.nodes.iter().filter(|n| n.up && !n.drives.is_empty() && n.capacity > 0).count();
-        if ready >= nodes as usize {
-            return Ok(());
+    check(folder, options)?;
+    let existed = folder.path().exists();
+    let mut started = Vec::new();
+    match make(folder, options, &mut started).await {
+        Ok(shape) => Ok(shape),
+        Err(e) => {
+            for process in started {
+                process.abandon();
+            }
+            clean(folder, options.nodes, existed);
+            Err(e)
         }
-        if start.elapsed() > READY {
-            return Err(DevError::Metad(format!(
-                "only {ready} of {nodes} nodes are up after {} s",
-                READY.as_secs()
-            )));
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
     }
+}
+
+/// What can be known before anything is done.
+fn check(folder: &Folder, options: &Options) -> Result<(), DevError> {
+    folder.check_sockets(options.nodes)?;
+    for name in ["metad", "blockd", "blockd-format"] {
+        binary(name)?;
+    }
+    let dir = folder.path();
+    if let Ok(mut entries) = std::fs::read_dir(dir)
+        && entries.next().is_some()
+    {
+        return Err(DevError::NotEmpty(dir.into()));
+    }
+    let above = dir.ancestors().find(|d| d.is_dir()).unwrap_or(Path::new("/"));
+    let stat = rustix::fs::statvfs(above).map_err(|e| io(above)(e.into()))?;
+    let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+    // Drives are sparse, but their journals are zeroed.
+    let journal = (options.drive_size / proto::limits::JOURNAL_SHARE)
+        .clamp(proto::limits::JOURNAL_MIN, proto::limits::JOURNAL_MAX);
+    let need = ROOM + u64::from(options.nodes) * journal * 5 / 4;
+    if free < need { Err(DevError::Space { path: above.into(), free, need }) } else { Ok(()) }
+}
+
+/// Removes what `make` makes, and nothing else.
+fn clean(folder: &Folder, nodes: u32, existed: bool) {
+    let dirs = Folder::metads().into_iter().chain((1..=nodes).map(node)).map(|m| folder.of(m));
+    for dir in dirs {
+        let _ = std::fs::remove_dir_all(dir);
+    }
+    let _ = std::fs::remove_file(folder.addresses_file());
+    let _ = std::fs::remove_file(folder.shape_file());
+    if !existed {
+        let _ = std::fs::remove_dir(folder.path());
+    }
+}
+
+fn node(number: u32) -> Member {
+    Member { role: Role::Blockd, number }
+}
+
+async fn make(folder: &Folder, options: &Options, started: &mut Vec<Started>) -> Result<Shape, DevError> {
+    for m in Folder::metads() {
+        let dir = folder.of(m);
+        std::fs::create_dir_all(&dir).map_err(io(&dir))?;
+        let text = format!("id = {}\nstate_dir = \"state\"\naddress = \"127.0.0.1:0\"\nmetrics_address = \"127.0.0.1:0\"\n", m.number);
+        std::fs::write(folder.config(m), text).map_err(io(folder.config(m)))?;
+        started.push(Started::new(folder, m)?);
+    }
+    let addresses = metads_answer(folder, &Folder::metads(), started, READY).await?;
+    let control = Control::new(addresses.clone(), READY)?;
+    let members = (1..=u64::from(METADS))
+        .zip(&addresses)
+        .map(|(id, address)| MetadMember { id, address: address.clone(), voter: true, matched: None })
+        .collect();
+    let init = InitRequest { name: "dev".into(), members, request: random()? };
+    let made = control.call(|mut c| { let init = init.clone(); async move { c.init(init).await } }).await?;
+    let cluster: String = made.cluster.iter().map(|b| format!("{b:02x}")).collect();
+    set(&control, &options.settings).await?;
+    std::fs::write(folder.addresses_file(), addresses.join("\n") + "\n").map_err(io(folder.addresses_file()))?;
+
+    let mut formats = Vec::new();
+    for n in 1..=options.nodes {
+        let add = AddNodeRequest {
+            name: format!("n{n}"),
+            zone: String::new(),
+            data_address: "127.0.0.1:0".into(),
+            identity: random()?,
+            request: random()?,
+        };
+        control.call(|mut c| { let add = add.clone(); async move { c.add_node(add).await } }).await?;
+        configure_node(folder, n, &cluster)?;
+        formats.push((n, format(folder, n, &cluster, options.drive_size)?));
+    }
+    for (n, child) in formats {
+        let path = folder.drive(n);
+        let out = child.wait_with_output().map_err(io(&path))?;
+        if !out.status.success() {
+            let said = String::from_utf8_lossy(&out.stderr).trim().to_owned();
+            return Err(DevError::Format { path, said });
+        }
+    }
+    for n in 1..=options.nodes {
+        started.push(Started::new(folder, node(n))?);
+    }
+    let nodes: Vec<Member> = (1..=options.nodes).map(node).collect();
+    nodes_serve(folder, &control, &nodes, started, READY).await?;
+    let shape = Shape { nodes: options.nodes, drive_size: options.drive_size, cluster, token: made.token };
+    let text = serde_json::to_string_pretty(&shape).expect("plain fields");
+    std::fs::write(folder.shape_file(), text + "\n").map_err(io(folder.shape_file()))?;
+    Ok(shape)
+}
+
+fn random() -> Result<Vec<u8>, DevError> {
+    control::request_id().map_err(io("/dev/urandom"))
+}
+
+async fn set(control: &Control, settings: &[(String, String)]) -> Result<(), DevError> {
+    for (key, value) in settings {
+        let set = SetConfigRequest { key: key.clone(), value: value.clone(), request: random()? };
+        control.call(|mut c| { let set = set.clone(); async move { c.set_config(set).await } }).await?;
+    }
+    Ok(())
+}
+
+fn configure_node(folder: &Folder, n: u32, cluster: &str) -> Result<(), DevError> {
+    let dir = folder.of(node(n));
+    std::fs::create_dir_all(&dir).map_err(io(&dir))?;
+    let text = format!(
+        "node_id = {n}\nname = \"n{n}\"\ncluster = \"{cluster}\"\nstate_dir = \"state\"\ndata_address = \"127.0.0.1:0\"\n\
+         nbd_socket = \"nbd.sock\"\nadmin_socket = \"admin.sock\"\nadmin_address = \"127.0.0.1:0\"\n\
+         metad_file = \"../metad.addrs\"\ndrives = [\"drive0\"]\n"
+    );
+    let path = folder.config(node(n));
+    std::fs::write(&path, text).map_err(io(&path))
+}
+
+fn format(folder: &Folder, n: u32, cluster: &str, size: u64) -> Result<std::process::Child, DevError> {
+    let program = binary("blockd-format")?;
+    let mut command = Command::new(&program);
+    command.arg(folder.drive(n)).args(["--cluster", cluster, "--node", &n.to_string(), "--size", &size.to_string()]);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    command.spawn().map_err(io(&program))
 }

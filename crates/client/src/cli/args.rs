@@ -1,0 +1,376 @@
+//! The command line.
+
+use super::output::{Format, Output};
+use super::size::Size;
+use crate::dev::Signal;
+use crate::uri::Uri;
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use std::path::PathBuf;
+
+#[derive(Parser, Debug)]
+#[command(name = "blockctl", version, about = "Operates a blockd cluster", infer_subcommands = true)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub noun: Noun,
+}
+
+/// May stand anywhere.
+#[derive(Args, Debug, Clone)]
+pub struct Global {
+    /// A cluster in a folder (see `dev up`).
+    #[arg(long, global = true, value_name = "DIR", conflicts_with = "endpoint")]
+    pub dir: Option<PathBuf>,
+    /// metads to ask.
+    #[arg(long, global = true, value_name = "HOST:PORT,..", value_delimiter = ',')]
+    pub endpoint: Vec<String>,
+    #[arg(long, global = true, value_enum, default_value_t)]
+    pub format: Format,
+    /// Do what cannot be undone without asking.
+    #[arg(long, global = true)]
+    pub yes: bool,
+    /// Say what would be done, and do nothing.
+    #[arg(long, global = true)]
+    pub dry_run: bool,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum Noun {
+    /// The cluster as a whole, and its metads.
+    #[command(subcommand)]
+    Cluster(ClusterVerb),
+    /// Nodes.
+    #[command(subcommand)]
+    Node(NodeVerb),
+    /// Drives.
+    #[command(subcommand)]
+    Drive(DriveVerb),
+    /// Volumes.
+    #[command(subcommand)]
+    Volume(VolumeVerb),
+    /// What happened.
+    Events {
+        /// Only those after this number.
+        #[arg(long, default_value_t = 0)]
+        after: u64,
+        #[arg(long, default_value_t = 100)]
+        limit: u32,
+    },
+    /// Write to an export, remember what was acknowledged, and check it.
+    Load(LoadArgs),
+    /// A cluster in one folder, of real processes on loopback.
+    #[command(subcommand)]
+    Dev(DevVerb),
+    /// A script that completes blockctl's commands in a shell.
+    Completion { shell: clap_complete::Shell },
+    /// What an error's code means.
+    Explain { code: String },
+}
+
+#[derive(Subcommand, Debug)]
+#[command(infer_subcommands = true)]
+pub enum ClusterVerb {
+    /// Make a cluster on a metad that has none.
+    Init {
+        #[arg(long, default_value = "blockd")]
+        name: String,
+        /// Further first metads, as ID=HOST:PORT.
+        #[arg(long, value_name = "ID=HOST:PORT", value_parser = member)]
+        metad: Vec<(u64, String)>,
+    },
+    /// Take one more metad into the cluster.
+    Join {
+        token: String,
+        /// The new one's id, from its metad.toml.
+        #[arg(long)]
+        id: u64,
+        /// Where the others reach it.
+        #[arg(long, value_name = "HOST:PORT")]
+        address: String,
+    },
+    /// Take a metad out of the cluster.
+    Leave {
+        #[arg(long)]
+        id: u64,
+    },
+    /// How the cluster is.
+    Status,
+    /// Settings of the cluster.
+    #[command(subcommand)]
+    Config(ConfigVerb),
+}
+
+fn member(text: &str) -> Result<(u64, String), String> {
+    let (id, address) = text.split_once('=').ok_or("write ID=HOST:PORT")?;
+    Ok((id.parse().map_err(|_| format!("\"{id}\" is no number"))?, address.to_owned()))
+}
+
+#[derive(Subcommand, Debug)]
+#[command(infer_subcommands = true)]
+pub enum ConfigVerb {
+    /// All settings, or one.
+    Get { key: Option<String> },
+    Set {
+        #[arg(value_name = "KEY=VALUE", value_parser = pair)]
+        setting: (String, String),
+    },
+}
+
+fn pair(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("write KEY=VALUE")?;
+    Ok((key.trim().to_owned(), value.trim().to_owned()))
+}
+
+#[derive(Subcommand, Debug)]
+#[command(infer_subcommands = true)]
+pub enum NodeVerb {
+    #[command(visible_alias = "ls")]
+    List,
+    Show {
+        node: String,
+    },
+    /// Make a node known; prints what its blockd.toml needs.
+    Add {
+        name: String,
+        /// Failure domain above the node.
+        #[arg(long, default_value = "")]
+        zone: String,
+    },
+    /// Move all replicas elsewhere.
+    Drain {
+        node: String,
+        /// Take it back into use.
+        #[arg(long)]
+        undo: bool,
+    },
+    /// Forget a node that is drained and stopped.
+    #[command(visible_alias = "rm")]
+    Remove {
+        node: String,
+    },
+}
+
+#[derive(Subcommand, Debug)]
+#[command(infer_subcommands = true)]
+pub enum DriveVerb {
+    #[command(visible_alias = "ls")]
+    List,
+    Show {
+        drive: String,
+    },
+    /// Format a drive and take it into use, through the admin socket of its node.
+    Add {
+        path: PathBuf,
+        /// Node of a cluster in a folder, as `n3`.
+        #[arg(long)]
+        node: Option<String>,
+        /// blockd's admin socket.
+        #[arg(long, default_value = "/run/blockd/admin.sock")]
+        socket: PathBuf,
+        /// It is formatted already.
+        #[arg(long)]
+        no_format: bool,
+        /// Over a signature that is there; the reason is logged.
+        #[arg(long, value_name = "REASON")]
+        force: Option<String>,
+    },
+    /// Move all replicas elsewhere.
+    Drain {
+        drive: String,
+        #[arg(long)]
+        undo: bool,
+    },
+    /// Forget a drive that is drained.
+    #[command(visible_alias = "rm")]
+    Remove {
+        drive: String,
+    },
+}
+
+#[derive(Subcommand, Debug)]
+#[command(infer_subcommands = true)]
+pub enum VolumeVerb {
+    Create {
+        name: String,
+        #[arg(long)]
+        size: Size,
+        #[arg(long, default_value_t = 0, hide_default_value = true)]
+        copies: u32,
+        #[arg(long)]
+        chunk_size: Option<Size>,
+        /// Writes need so many in-sync replicas.
+        #[arg(long, default_value_t = 0, hide_default_value = true)]
+        min_in_sync: u32,
+        /// Every write is on media before it is acknowledged.
+        #[arg(long)]
+        write_through: bool,
+        /// With too few replicas writes fail instead of waiting.
+        #[arg(long)]
+        fail_when_degraded: bool,
+        /// Put the first replicas on this node, if it fits.
+        #[arg(long)]
+        near: Option<String>,
+        /// Return when it is placed; its records may still be made.
+        #[arg(long)]
+        no_wait: bool,
+    },
+    #[command(visible_alias = "ls")]
+    List,
+    Show {
+        name: String,
+        /// So many chunks in JSON and YAML.
+        #[arg(long, default_value_t = 1024)]
+        chunks: u32,
+    },
+    /// Wait until a volume is ready, healthy, attached, detached or deleted.
+    Wait {
+        name: String,
+        #[arg(long, default_value = "healthy")]
+        state: String,
+        /// Seconds.
+        #[arg(long, default_value_t = 120)]
+        timeout: u64,
+    },
+    /// Make it larger.
+    Resize {
+        name: String,
+        #[arg(long)]
+        size: Size,
+    },
+    #[command(visible_alias = "rm")]
+    Delete {
+        name: String,
+        /// Although a guest is attached; the reason is logged.
+        #[arg(long, value_name = "REASON")]
+        force: Option<String>,
+    },
+    /// Read all in-sync replicas again from their media and compare them.
+    Verify {
+        name: String,
+        /// Seconds.
+        #[arg(long, default_value_t = 3600)]
+        timeout: u64,
+    },
+}
+
+#[derive(Args, Debug)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub struct LoadArgs {
+    #[command(subcommand)]
+    pub check: Option<LoadVerb>,
+    #[arg(required = true)]
+    pub uri: Option<Uri>,
+    /// What was sent, acknowledged and flushed.
+    #[arg(long, required = true)]
+    pub log: Option<PathBuf>,
+    /// Connect again when the connection is lost, for so many seconds (60).
+    #[arg(long, value_name = "SECS", num_args = 0..=1, require_equals = true, default_missing_value = "60")]
+    pub reconnect: Option<u64>,
+    /// Writes in flight.
+    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub depth: u32,
+    #[arg(long, default_value_t = 10)]
+    pub secs: u64,
+    /// Only the first bytes of the volume.
+    #[arg(long)]
+    pub span: Option<Size>,
+    /// Chooses sizes and places.
+    #[arg(long)]
+    pub seed: Option<u64>,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum LoadVerb {
+    /// Read everything back: is anything that was acknowledged missing, or torn?
+    Check {
+        uri: Uri,
+        log: PathBuf,
+        /// After a power loss of the whole cluster: only what a completed flush covers must be there.
+        #[arg(long)]
+        flushed_only: bool,
+    },
+}
+
+#[derive(Subcommand, Debug)]
+#[command(infer_subcommands = true)]
+pub enum DevVerb {
+    /// Make a cluster in --dir, or go on with the one that is there.
+    Up {
+        /// 3, unless the cluster exists.
+        #[arg(long, value_parser = clap::value_parser!(u32).range(1..=99))]
+        nodes: Option<u32>,
+        #[arg(long, default_value = "10GiB")]
+        drive_size: Size,
+        /// A cluster setting.
+        #[arg(long, value_name = "KEY=VALUE", value_parser = pair)]
+        set: Vec<(String, String)>,
+    },
+    /// Send a signal to n3, m1, metad-leader or all.
+    Kill {
+        #[arg(required = true)]
+        who: Vec<String>,
+        #[arg(long, value_enum, default_value = "KILL", ignore_case = true)]
+        signal: Signal,
+    },
+    /// Start what does not run: n3, m1 or all.
+    Start {
+        #[arg(required = true)]
+        who: Vec<String>,
+    },
+    /// End all processes; data stays.
+    Down {
+        /// Remove the cluster too.
+        #[arg(long)]
+        wipe: bool,
+    },
+    Status,
+}
+
+/// The script for one shell.
+pub fn completion(shell: clap_complete::Shell) -> Output {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "blockctl", &mut script);
+    let script = String::from_utf8_lossy(&script).into_owned();
+    Output::new("completion/1", serde_json::json!({"shell": shell.to_string(), "script": script}), script.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split_whitespace())
+    }
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn prefixes_aliases_and_options_anywhere_work() {
+        for line in [
+            "blockctl vol ls --dir /x",
+            "blockctl --dir /x volume list",
+            "blockctl volume --format json list",
+            "blockctl v c a --size 10G",
+            "blockctl volume rm a --yes",
+            "blockctl cluster config set down_out=20s",
+            "blockctl dev kill metad-leader --signal stop",
+            "blockctl load nbd+unix:///v?socket=/s --log /l --reconnect --secs 3",
+            "blockctl load check nbd+unix:///v?socket=/s /l",
+        ] {
+            parse(line).unwrap_or_else(|e| panic!("{line}: {e}"));
+        }
+        for line in [
+            "blockctl volume create a",
+            "blockctl volume create a --size 1.5",
+            "blockctl load nbd+unix:///v?socket=/s",
+            "blockctl --dir /x --endpoint a:1 volume ls",
+            "blockctl c",
+        ] {
+            assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");
+        }
+    }
+}

@@ -1,0 +1,408 @@
+//! Volumes.
+
+use super::args::VolumeVerb;
+use super::context::{Context, done, request_id};
+use super::error::{CliError, exit};
+use super::node::{admin, refused};
+use super::output::{Output, Table, ago, bytes, seconds};
+use super::size::Size;
+use crate::control::Control;
+use api::v1;
+use serde_json::{Value, json};
+use std::fmt::Write as _;
+use std::io::{IsTerminal, Write as _};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+const LOOK: Duration = Duration::from_millis(50);
+/// A line of progress this often where nobody watches.
+const LINE_EVERY: Duration = Duration::from_secs(10);
+/// Until a new volume's records are made.
+const CREATE: Duration = Duration::from_secs(60);
+
+pub async fn run(context: &Context, verb: VolumeVerb) -> Result<Output, CliError> {
+    match verb {
+        VolumeVerb::Create { .. } => create(context, verb).await,
+        VolumeVerb::List => list(context).await,
+        VolumeVerb::Show { name, chunks } => {
+            let detail = show(&context.control()?, &name, chunks).await?;
+            Ok(shown(&detail))
+        }
+        VolumeVerb::Wait { name, state, timeout } => {
+            let waited = wait(&context.control()?, &name, &state, Duration::from_secs(timeout)).await?;
+            let secs = waited.as_secs_f64();
+            let text = format!("volume {name} is {state} after {secs:.1} s\n");
+            Ok(Output::new("volume.wait/1", json!({"name": name, "state": state, "seconds": secs}), text))
+        }
+        VolumeVerb::Resize { name, size } => {
+            if let Some(o) = context.dry(&format!("grow volume {name} to {} bytes", size.bytes)) {
+                return Ok(o);
+            }
+            echo(size);
+            let r = v1::ResizeVolumeRequest { name: name.clone(), size: size.bytes, request: request_id()? };
+            context.control()?.call(|mut c| { let r = r.clone(); async move { c.resize_volume(r).await } }).await?;
+            Ok(done("volume.resize/1", format!("volume {name} has {}", bytes(size.bytes))))
+        }
+        VolumeVerb::Delete { name, force } => {
+            let what = format!("delete volume {name} and all its data");
+            if let Some(o) = context.confirm(&what, &name)? {
+                return Ok(o);
+            }
+            let force = force.unwrap_or_default();
+            let r = v1::DeleteVolumeRequest { name: name.clone(), force, request: request_id()? };
+            context.control()?.call(|mut c| { let r = r.clone(); async move { c.delete_volume(r).await } }).await?;
+            Ok(done("volume.delete/1", format!("volume {name} is deleted")))
+        }
+        VolumeVerb::Verify { name, timeout } => verify(context, &name, Duration::from_secs(timeout)).await,
+    }
+}
+
+/// A decimal size may surprise: the exact number is said.
+fn echo(size: Size) {
+    if size.decimal {
+        eprintln!("that is {} bytes", size.bytes);
+    }
+}
+
+async fn create(context: &Context, verb: VolumeVerb) -> Result<Output, CliError> {
+    let VolumeVerb::Create {
+        name, size, copies, chunk_size, min_in_sync, write_through, fail_when_degraded, near, no_wait
+    } = verb
+    else {
+        unreachable!("called for create")
+    };
+    if let Some(o) = context.dry(&format!("create volume {name} of {} bytes", size.bytes)) {
+        return Ok(o);
+    }
+    echo(size);
+    let control = context.control()?;
+    let near = match near {
+        Some(node) => {
+            let r = v1::ShowNodeRequest { node };
+            control.call(|mut c| { let r = r.clone(); async move { c.show_node(r).await } }).await?.id
+        }
+        None => 0,
+    };
+    let r = v1::CreateVolumeRequest {
+        name: name.clone(),
+        size: size.bytes,
+        copies,
+        chunk_bytes: chunk_size.map_or(0, |s| s.bytes),
+        min_in_sync,
+        write_through,
+        fail_when_degraded,
+        near,
+        request: request_id()?,
+    };
+    let made = control.call(|mut c| { let r = r.clone(); async move { c.create_volume(r).await } }).await?;
+    if !no_wait {
+        wait(&control, &name, "ready", CREATE).await?;
+    }
+    let json = json!({"name": name, "id": made.id, "size_bytes": size.bytes, "ready": !no_wait});
+    Ok(Output::new("volume.create/1", json, format!("volume {name} is made: {}\n", bytes(size.bytes))))
+}
+
+async fn list(context: &Context) -> Result<Output, CliError> {
+    let volumes = context.control()?.call(|mut c| async move { c.list_volumes(v1::ListVolumesRequest {}).await });
+    let mut table = Table::new(&["name", "size", "copies", "state", "attached"]);
+    let mut all = Vec::new();
+    for v in volumes.await?.volumes {
+        let attached = (v.attached != 0).then(|| format!("n{}", v.attached));
+        table.row(vec![
+            v.name.clone(),
+            bytes(v.size),
+            v.copies.to_string(),
+            v.state.clone(),
+            attached.clone().unwrap_or_else(|| "-".into()),
+        ]);
+        all.push(json!({
+            "name": v.name, "id": v.id, "branch": v.branch, "size_bytes": v.size, "copies": v.copies,
+            "state": v.state, "unwell_chunks": v.unwell_chunks, "attached": attached,
+        }));
+    }
+    Ok(Output::new("volume.list/1", json!({"volumes": all}), table.text()))
+}
+
+async fn show(control: &Control, name: &str, chunks: u32) -> Result<v1::VolumeDetail, CliError> {
+    let r = v1::ShowVolumeRequest { name: name.into(), first_chunk: 0, chunk_limit: chunks };
+    Ok(control.call(|mut c| { let r = r.clone(); async move { c.show_volume(r).await } }).await?)
+}
+
+fn session_state(s: &v1::Session) -> &'static str {
+    match s.state() {
+        v1::SessionState::Opening => "opening",
+        v1::SessionState::Serving => "serving",
+        v1::SessionState::Closing => "closing",
+        v1::SessionState::Unspecified => "unheard",
+    }
+}
+
+fn session_kind(s: &v1::Session) -> &'static str {
+    if s.kind() == v1::SessionKind::Maintenance { "maintenance" } else { "guest" }
+}
+
+/// Seconds until full redundancy, if something moves.
+fn time_left(r: &v1::ResyncProgress) -> Option<u64> {
+    (r.left_bytes > 0 && r.rate > 0).then(|| r.left_bytes.div_ceil(r.rate))
+}
+
+fn shown(detail: &v1::VolumeDetail) -> Output {
+    let v = detail.volume.clone().unwrap_or_default();
+    let resync = v.resync.unwrap_or_default();
+    Output::new("volume.show/1", volume_json(&v, &resync, &detail.chunks), volume_text(&v, &resync))
+}
+
+fn volume_text(v: &v1::Volume, resync: &v1::ResyncProgress) -> String {
+    let mut text = format!("volume    {}\nstate     {}", v.name, v.state);
+    if v.unwell_chunks > 0 {
+        let _ = write!(text, ": {} of {} chunks, the least has {} of {} copies in-sync", v.unwell_chunks, v.chunks, v.least_in_sync, v.copies);
+    }
+    if let Some(ms) = v.unwell_since_ms {
+        let _ = write!(text, ", since {}", ago(ms));
+    }
+    for f in &v.faults {
+        let since = f.since_ms.map_or_else(String::new, |ms| format!(", since {}", ago(ms)));
+        let _ = write!(text, "\n  {} chunks on {} drive {:016x}: {}{since}; {}", f.chunks, f.node_name, f.drive, f.why, f.action);
+    }
+    let _ = writeln!(text, "\nsize      {} in {} chunks of {}", bytes(v.size), v.chunks, bytes(v.chunk_bytes));
+    let wait = if v.wait_when_degraded { "wait" } else { "fail" };
+    let through = if v.write_through { ", write-through" } else { "" };
+    let _ = writeln!(text, "class     {} copies, writes {wait} below {} in-sync{through}", v.copies, v.min_in_sync);
+    match &v.session {
+        Some(s) => {
+            let up = if s.node_up { "" } else { ", whose node is down" };
+            let _ = writeln!(
+                text,
+                "session   {} on {} (epoch {}), {}{up}, since {}",
+                session_kind(s), s.node_name, s.epoch, session_state(s), ago(s.since_ms)
+            );
+            if !s.waiting.is_empty() {
+                let _ = writeln!(text, "waits     {}", s.waiting);
+            }
+        }
+        None => text.push_str("session   none\n"),
+    }
+    if resync.left_bytes > 0 || resync.moved_bytes > 0 {
+        let left = time_left(resync).map_or_else(String::new, |s| format!(", {} left", seconds(s)));
+        let _ = writeln!(
+            text,
+            "resync    {} to go, {} moved, {} per second{left}",
+            bytes(resync.left_bytes), bytes(resync.moved_bytes), bytes(resync.rate)
+        );
+    }
+    let shares: Vec<String> = v.shares.iter().map(|s| format!("n{}:{:016x} ({})", s.node, s.drive, s.chunks)).collect();
+    let _ = writeln!(text, "replicas  {}", shares.join(" "));
+    text
+}
+
+fn volume_json(v: &v1::Volume, resync: &v1::ResyncProgress, chunks: &[v1::Chunk]) -> Value {
+    let drive = |d: u64| format!("{d:016x}");
+    let replica = |r: &v1::Replica| {
+        let state = match r.state() {
+            v1::ReplicaState::InSync => "in-sync",
+            v1::ReplicaState::Stale => "stale",
+            v1::ReplicaState::Leaving => "leaving",
+            v1::ReplicaState::Unspecified => "unknown",
+        };
+        json!({"node": r.node_name, "node_id": r.node, "drive": drive(r.drive), "state": state, "up": r.up})
+    };
+    let chunk = |c: &v1::Chunk| {
+        json!({"index": c.index, "number": c.number, "replicas": c.replicas.iter().map(replica).collect::<Vec<_>>()})
+    };
+    let fault = |f: &v1::Fault| {
+        json!({
+            "node": f.node_name, "drive": drive(f.drive), "chunks": f.chunks, "why": f.why,
+            "since_ms": f.since_ms, "action": f.action,
+        })
+    };
+    let session = v.session.as_ref().map(|s| {
+        json!({
+            "node": s.node_name, "node_id": s.node, "epoch": s.epoch, "kind": session_kind(s),
+            "state": session_state(s), "node_up": s.node_up, "since_ms": s.since_ms, "waiting": s.waiting,
+        })
+    });
+    let share = |s: &v1::Share| json!({"node_id": s.node, "drive": drive(s.drive), "chunks": s.chunks});
+    json!({
+        "name": v.name, "id": v.id, "branch": v.branch, "state": v.state, "size_bytes": v.size,
+        "chunk_bytes": v.chunk_bytes, "chunk_count": v.chunks, "copies": v.copies, "min_in_sync": v.min_in_sync,
+        "write_through": v.write_through, "wait_when_degraded": v.wait_when_degraded,
+        "unwell_chunks": v.unwell_chunks, "least_in_sync": v.least_in_sync, "unwell_since_ms": v.unwell_since_ms,
+        "created_ms": v.created_ms, "session": session,
+        "faults": v.faults.iter().map(fault).collect::<Vec<_>>(),
+        "resync": {
+            "left_bytes": resync.left_bytes, "moved_bytes": resync.moved_bytes, "rate": resync.rate,
+            "left_seconds": time_left(resync),
+        },
+        "shares": v.shares.iter().map(share).collect::<Vec<_>>(),
+        "chunks": chunks.iter().map(chunk).collect::<Vec<_>>(),
+    })
+}
+
+/// Progress on stderr: in place on a terminal, a line now and then elsewhere.
+struct Progress {
+    last: Option<Instant>,
+    terminal: bool,
+    open: bool,
+}
+
+impl Progress {
+    fn new() -> Progress {
+        Progress { last: None, terminal: std::io::stderr().is_terminal(), open: false }
+    }
+    fn due(&self) -> bool {
+        let every = if self.terminal { Duration::from_millis(500) } else { LINE_EVERY };
+        self.last.is_none_or(|l| l.elapsed() >= every)
+    }
+    fn show(&mut self, text: &str) {
+        // Quick ones say nothing.
+        if self.last.replace(Instant::now()).is_none() {
+            return;
+        }
+        if self.terminal {
+            eprint!("\r\x1b[K{text}");
+            let _ = std::io::stderr().flush();
+            self.open = true;
+        } else {
+            eprintln!("{text}");
+        }
+    }
+}
+impl Drop for Progress {
+    fn drop(&mut self) {
+        if self.open {
+            eprintln!();
+        }
+    }
+}
+
+fn progress_line(v: &v1::Volume) -> String {
+    let resync = v.resync.unwrap_or_default();
+    let left = time_left(&resync).map_or_else(String::new, |s| format!(", {} left", seconds(s)));
+    format!(
+        "volume {}: {}, {} of {} chunks unwell; {} to move, {} per second{left}",
+        v.name, v.state, v.unwell_chunks, v.chunks, bytes(resync.left_bytes), bytes(resync.rate)
+    )
+}
+
+async fn wait(control: &Control, name: &str, state: &str, timeout: Duration) -> Result<Duration, CliError> {
+    let begun = Instant::now();
+    let mut progress = Progress::new();
+    loop {
+        let r = v1::WaitVolumeRequest { name: name.into(), state: state.into() };
+        if control.call(|mut c| { let r = r.clone(); async move { c.wait_volume(r).await } }).await?.reached {
+            return Ok(begun.elapsed());
+        }
+        if begun.elapsed() >= timeout {
+            let detail = show(control, name, 0).await?;
+            let v = detail.volume.unwrap_or_default();
+            let cause = v.faults.first().map_or_else(|| progress_line(&v), |f| {
+                format!("{} chunks on {}: {}; {}", f.chunks, f.node_name, f.why, f.action)
+            });
+            let message = format!("volume \"{name}\" is {} after {} s, not {state}", v.state, timeout.as_secs());
+            return Err(CliError::new(1212, exit::FAILURE, message, cause, format!("blockctl volume show {name}")));
+        }
+        if progress.due() && state != "deleted" {
+            let detail = show(control, name, 0).await?;
+            progress.show(&progress_line(&detail.volume.unwrap_or_default()));
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// `NotReady` of metad: no session holds the volume yet; one is appointed.
+const NOT_READY: u32 = 1204;
+/// Until a session is there.
+const APPOINT: Duration = Duration::from_secs(30);
+
+async fn verify(context: &Context, name: &str, timeout: Duration) -> Result<Output, CliError> {
+    let control = context.control()?;
+    let begun = Instant::now();
+    let request = request_id()?;
+    let node = loop {
+        let r = v1::VerifyVolumeRequest { name: name.into(), request: request.clone() };
+        match control.call(|mut c| { let r = r.clone(); async move { c.verify_volume(r).await } }).await {
+            Ok(verifying) => break verifying.node,
+            Err(e) => {
+                let e = CliError::from(e);
+                if e.code != NOT_READY || begun.elapsed() > APPOINT {
+                    return Err(e);
+                }
+                tokio::time::sleep(LOOK * 2).await;
+            }
+        }
+    };
+    let mut admin = admin(context, Some(&format!("n{node}")), PathBuf::from("/run/blockd/admin.sock")).await?;
+    let mut progress = Progress::new();
+    loop {
+        let r = v1::VerificationRequest { request: request.clone() };
+        let s = admin.verification(r).await.map_err(|s| refused(&s))?.into_inner();
+        if s.finished {
+            return Ok(verified(name, &s, begun.elapsed()));
+        }
+        if begun.elapsed() > timeout {
+            let message = format!("volume \"{name}\" is not verified after {} s", timeout.as_secs());
+            let cause = format!("{} of {} are read", bytes(s.checked_bytes), bytes(s.total_bytes));
+            return Err(CliError::new(1213, exit::UNKNOWN_OUTCOME, message, cause, "give it more time: --timeout"));
+        }
+        if !s.known && begun.elapsed() > APPOINT {
+            let message = format!("n{node} does not verify volume \"{name}\"");
+            return Err(CliError::new(1214, exit::FAILURE, message, "the order did not reach its session", "repeat it"));
+        }
+        if progress.due() {
+            progress.show(&format!("{} of {} read", bytes(s.checked_bytes), bytes(s.total_bytes)));
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+fn verified(name: &str, s: &v1::VerificationState, took: Duration) -> Output {
+    let secs = took.as_secs_f64();
+    let clean = s.differing.is_empty() && s.error.is_empty();
+    let text = if clean {
+        format!("volume {name} is clean: all in-sync replicas of {} agree ({secs:.1} s)\n", bytes(s.checked_bytes))
+    } else if let Some(first) = s.differing.first() {
+        format!("volume {name} DIFFERS: {} extents, the first at byte {first}\n", s.differing.len())
+    } else {
+        format!("volume {name} was not verified: {} (after {})\n", s.error, bytes(s.checked_bytes))
+    };
+    let json = json!({
+        "name": name, "clean": clean, "checked_bytes": s.checked_bytes, "total_bytes": s.total_bytes,
+        "differing": s.differing, "error": s.error, "seconds": secs,
+    });
+    let mut output = Output::new("volume.verify/1", json, text);
+    output.exit = if clean { 0 } else { exit::FAILURE };
+    output
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_well_is_said_with_cause_and_time_left() {
+        let fault = v1::Fault { node_name: "n3".into(), chunks: 2, why: "the connection was lost".into(), action: "resync".into(), ..Default::default() };
+        let v = v1::Volume {
+            name: "v".into(), state: "degraded".into(), chunks: 4, unwell_chunks: 2, copies: 3, least_in_sync: 2,
+            faults: vec![fault],
+            resync: Some(v1::ResyncProgress { left_bytes: 100 << 20, moved_bytes: 5, rate: 10 << 20 }),
+            ..Default::default()
+        };
+        let output = shown(&v1::VolumeDetail { volume: Some(v), chunks: Vec::new() });
+        assert!(output.text.contains("degraded: 2 of 4 chunks, the least has 2 of 3 copies in-sync"), "{}", output.text);
+        assert!(output.text.contains("2 chunks on n3 drive 0000000000000000: the connection was lost; resync"));
+        assert!(output.text.contains("10 s left"));
+        assert_eq!(output.json["resync"]["left_seconds"], 10);
+        assert_eq!(output.json["state"], "degraded");
+    }
+
+    #[test]
+    fn a_volume_that_differs_fails() {
+        let took = Duration::from_secs(1);
+        let state = v1::VerificationState { finished: true, differing: vec![65536], ..Default::default() };
+        assert_eq!(verified("v", &state, took).exit, exit::FAILURE);
+        let clean = v1::VerificationState { finished: true, ..Default::default() };
+        assert_eq!(verified("v", &clean, took).exit, 0);
+        let stopped = v1::VerificationState { finished: true, error: "fenced".into(), ..Default::default() };
+        assert_eq!(verified("v", &stopped, took).exit, exit::FAILURE);
+    }
+}
