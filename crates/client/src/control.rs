@@ -122,7 +122,8 @@ impl Control {
 
     fn pick(&self) -> Result<(String, Client), ControlError> {
         let mut d = self.locked();
-        let none = || ControlError::Unreachable { endpoints: "(none)".into(), cause: "no endpoint is known".into() };
+        let none =
+            || ControlError::Unreachable { endpoints: "(none)".into(), cause: "no endpoint is known".into() };
         let address = d.endpoints.get(d.current).cloned().ok_or_else(none)?;
         let channel = match d.channels.get(&address) {
             Some(channel) => channel.clone(),
@@ -234,7 +235,9 @@ mod tests {
         let mut detail = ErrorDetail { code: OUTCOME_UNKNOWN, message: "m".into(), ..ErrorDetail::default() };
         assert_eq!(sort(&api::error::status(Code::Unknown, &detail)), Sorted::Unknown("m".into()));
         detail.code = 1203;
-        assert!(matches!(sort(&api::error::status(Code::Unknown, &detail)), Sorted::Refused(d) if d.code == 1203));
+        assert!(
+            matches!(sort(&api::error::status(Code::Unknown, &detail)), Sorted::Refused(d) if d.code == 1203)
+        );
     }
 
     #[test]

@@ -332,7 +332,11 @@ pub fn completion(shell: clap_complete::Shell) -> Output {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "blockctl", &mut script);
     let script = String::from_utf8_lossy(&script).into_owned();
-    Output::new("completion/1", serde_json::json!({"shell": shell.to_string(), "script": script}), script.clone())
+    Output::new(
+        "completion/1",
+        serde_json::json!({"shell": shell.to_string(), "script": script}),
+        script.clone(),
+    )
 }
 
 #[cfg(test)]

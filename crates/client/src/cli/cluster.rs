@@ -17,7 +17,12 @@ pub async fn run(context: &Context, verb: ClusterVerb) -> Result<Output, CliErro
             }
             let add = v1::AddMetadRequest { id, address: address.clone(), token };
             let control = context.control()?.with_patience(std::time::Duration::from_secs(90));
-            control.call(|mut c| { let add = add.clone(); async move { c.add_metad(add).await } }).await?;
+            control
+                .call(|mut c| {
+                    let add = add.clone();
+                    async move { c.add_metad(add).await }
+                })
+                .await?;
             Ok(done("cluster.join/1", format!("metad {id} at {address} is a member")))
         }
         ClusterVerb::Leave { id } => {
@@ -43,7 +48,13 @@ async fn init(context: &Context, name: String, metad: Vec<(u64, String)>) -> Res
         .map(|(id, address)| v1::MetadMember { id, address, voter: true, matched: None })
         .collect();
     let init = v1::InitRequest { name: name.clone(), members, request: request_id()? };
-    let made = context.control()?.call(|mut c| { let init = init.clone(); async move { c.init(init).await } }).await?;
+    let made = context
+        .control()?
+        .call(|mut c| {
+            let init = init.clone();
+            async move { c.init(init).await }
+        })
+        .await?;
     let cluster = hex(&made.cluster);
     let text = format!("cluster \"{name}\" is made\ncluster id  {cluster}\njoin token  {}\n", made.token);
     Ok(Output::new("cluster.init/1", json!({"name": name, "cluster": cluster, "token": made.token}), text))
@@ -74,12 +85,32 @@ async fn status(context: &Context) -> Result<Output, CliError> {
     }
     let metad = s.metad.clone().unwrap_or_default();
     let _ = writeln!(text, "cluster   {} ({})", s.name, hex(&s.cluster));
-    let _ = writeln!(text, "metads    {}, metad {} leads (term {})", metad.members.len(), metad.leader, metad.term);
+    let _ = writeln!(
+        text,
+        "metads    {}, metad {} leads (term {})",
+        metad.members.len(),
+        metad.leader,
+        metad.term
+    );
     let _ = writeln!(text, "nodes     {} of {} up", s.nodes_up, s.nodes);
-    let _ = writeln!(text, "drives    {} of {} up, {} of {} used", s.drives_up, s.drives, bytes(s.used), bytes(s.capacity));
-    let _ = writeln!(text, "volumes   {}, {} unwell, {} provisioned", s.volumes, s.volumes_unwell, bytes(s.provisioned));
+    let _ = writeln!(
+        text,
+        "drives    {} of {} up, {} of {} used",
+        s.drives_up,
+        s.drives,
+        bytes(s.used),
+        bytes(s.capacity)
+    );
+    let _ = writeln!(
+        text,
+        "volumes   {}, {} unwell, {} provisioned",
+        s.volumes,
+        s.volumes_unwell,
+        bytes(s.provisioned)
+    );
     if s.resync_left > 0 {
-        let _ = writeln!(text, "resync    {} left, {} per second", bytes(s.resync_left), bytes(s.resync_rate));
+        let _ =
+            writeln!(text, "resync    {} left, {} per second", bytes(s.resync_left), bytes(s.resync_rate));
     }
     let checks: Vec<_> = s
         .checks
@@ -116,7 +147,15 @@ async fn config(context: &Context, verb: ConfigVerb) -> Result<Output, CliError>
                 return Ok(o);
             }
             let set = v1::SetConfigRequest { key: key.clone(), value, request: request_id()? };
-            (control.call(|mut c| { let set = set.clone(); async move { c.set_config(set).await } }).await?, Some(key))
+            (
+                control
+                    .call(|mut c| {
+                        let set = set.clone();
+                        async move { c.set_config(set).await }
+                    })
+                    .await?,
+                Some(key),
+            )
         }
     };
     let mut table = Table::new(&["key", "value"]);
@@ -128,7 +167,13 @@ async fn config(context: &Context, verb: ConfigVerb) -> Result<Output, CliError>
     if let Some(key) = only.filter(|_| list.is_empty()) {
         let known: Vec<&str> = settings.settings.iter().map(|s| s.key.as_str()).collect();
         let cause = format!("known are {}", known.join(", "));
-        return Err(CliError::new(1004, exit::NOT_FOUND, format!("no setting \"{key}\""), cause, "blockctl cluster config get"));
+        return Err(CliError::new(
+            1004,
+            exit::NOT_FOUND,
+            format!("no setting \"{key}\""),
+            cause,
+            "blockctl cluster config get",
+        ));
     }
     Ok(Output::new("cluster.config/1", json!({"settings": list}), table.text()))
 }

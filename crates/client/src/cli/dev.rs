@@ -13,7 +13,8 @@ pub async fn run(context: &Context, verb: DevVerb) -> Result<Output, CliError> {
     let folder = context.folder()?;
     match verb {
         DevVerb::Up { nodes, drive_size, set } => {
-            let options = Options { nodes: nodes.unwrap_or(NODES), drive_size: drive_size.bytes, settings: set };
+            let options =
+                Options { nodes: nodes.unwrap_or(NODES), drive_size: drive_size.bytes, settings: set };
             let what = format!("start {} nodes in {}", options.nodes, folder.path().display());
             if let Some(o) = context.dry(&what) {
                 return Ok(o);
@@ -22,7 +23,9 @@ pub async fn run(context: &Context, verb: DevVerb) -> Result<Output, CliError> {
             let dir = folder.path().display();
             let text = format!(
                 "{} nodes with drives of {} and 3 metads serve in {dir}\nnbd: nbd+unix:///VOLUME?socket={}\n",
-                shape.nodes, bytes(shape.drive_size), folder.nbd_socket(1).display()
+                shape.nodes,
+                bytes(shape.drive_size),
+                folder.nbd_socket(1).display()
             );
             let json = json!({
                 "dir": dir.to_string(), "nodes": shape.nodes, "drive_bytes": shape.drive_size,
@@ -38,13 +41,18 @@ pub async fn run(context: &Context, verb: DevVerb) -> Result<Output, CliError> {
         DevVerb::Down { wipe } => {
             if wipe {
                 let what = format!("remove the cluster in {}", folder.path().display());
-                let name = folder.path().file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+                let name =
+                    folder.path().file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
                 if let Some(o) = context.confirm(&what, &name)? {
                     return Ok(o);
                 }
             }
             let hit = dev::down(&folder, wipe).await?;
-            let text = format!("{} processes ended{}", hit.len(), if wipe { ", the cluster is removed" } else { "" });
+            let text = format!(
+                "{} processes ended{}",
+                hit.len(),
+                if wipe { ", the cluster is removed" } else { "" }
+            );
             Ok(done("dev.down/1", text))
         }
         DevVerb::Status => status(&folder),
@@ -52,7 +60,8 @@ pub async fn run(context: &Context, verb: DevVerb) -> Result<Output, CliError> {
 }
 
 fn names(schema: &'static str, verb: &str, names: &[String]) -> Output {
-    let text = if names.is_empty() { format!("{verb}: none\n") } else { format!("{verb}: {}\n", names.join(" ")) };
+    let text =
+        if names.is_empty() { format!("{verb}: none\n") } else { format!("{verb}: {}\n", names.join(" ")) };
     Output::new(schema, json!({"processes": names}), text)
 }
 
@@ -88,7 +97,8 @@ fn status(folder: &Folder) -> Result<Output, CliError> {
 impl From<DevError> for CliError {
     fn from(e: DevError) -> CliError {
         let message = e.to_string();
-        let new = |code, exit, cause: &str, fix: String| CliError::new(code, exit, message.clone(), cause, fix);
+        let new =
+            |code, exit, cause: &str, fix: String| CliError::new(code, exit, message.clone(), cause, fix);
         match e {
             DevError::Io { .. } => new(1950, exit::FAILURE, "the operating system refused it", String::new()),
             DevError::NoCluster(dir) => new(
@@ -97,10 +107,15 @@ impl From<DevError> for CliError {
                 "cluster.json is not there",
                 format!("blockctl --dir {} dev up --nodes 7", dir.display()),
             ),
-            DevError::NotEmpty(_) => new(1952, exit::CONFLICT, "a cluster needs a folder of its own", "name another --dir".into()),
-            DevError::SocketPath { .. } => {
-                new(1953, exit::USAGE, "the kernel's limit", "use a shorter --dir, for instance under /tmp".into())
+            DevError::NotEmpty(_) => {
+                new(1952, exit::CONFLICT, "a cluster needs a folder of its own", "name another --dir".into())
             }
+            DevError::SocketPath { .. } => new(
+                1953,
+                exit::USAGE,
+                "the kernel's limit",
+                "use a shorter --dir, for instance under /tmp".into(),
+            ),
             DevError::Space { need, .. } => new(
                 1954,
                 exit::FULL,
@@ -113,20 +128,40 @@ impl From<DevError> for CliError {
                 "the cluster in this folder was made with these",
                 "leave --nodes out, or wipe it: blockctl dev down --wipe".into(),
             ),
-            DevError::Binary(_) => {
-                new(1956, exit::PRECONDITION, "the daemons are started from there", "cargo build -p blockd -p metad -p client".into())
+            DevError::Binary(_) => new(
+                1956,
+                exit::PRECONDITION,
+                "the daemons are started from there",
+                "cargo build -p blockd -p metad -p client".into(),
+            ),
+            DevError::Unknown { .. } => {
+                new(1957, exit::NOT_FOUND, "names are as in dev status", "blockctl dev status".into())
             }
-            DevError::Unknown { .. } => new(1957, exit::NOT_FOUND, "names are as in dev status", "blockctl dev status".into()),
-            DevError::Ended { ref log, ref tail, .. } => {
-                new(1958, exit::FAILURE, &format!("its log ends with\n{tail}"), format!("less {}", log.display()))
+            DevError::Ended { ref log, ref tail, .. } => new(
+                1958,
+                exit::FAILURE,
+                &format!("its log ends with\n{tail}"),
+                format!("less {}", log.display()),
+            ),
+            DevError::NotReady { ref log, .. } => {
+                new(1959, exit::FAILURE, "its log says more", format!("less {}", log.display()))
             }
-            DevError::NotReady { ref log, .. } => new(1959, exit::FAILURE, "its log says more", format!("less {}", log.display())),
-            DevError::Immortal { pid, .. } => {
-                new(1960, exit::FAILURE, "a system call of it does not return", format!("look at /proc/{pid}/stack"))
-            }
-            DevError::NoLeader => new(1961, exit::UNREACHABLE, "an election is under way, or a majority is down", "blockctl dev start all".into()),
+            DevError::Immortal { pid, .. } => new(
+                1960,
+                exit::FAILURE,
+                "a system call of it does not return",
+                format!("look at /proc/{pid}/stack"),
+            ),
+            DevError::NoLeader => new(
+                1961,
+                exit::UNREACHABLE,
+                "an election is under way, or a majority is down",
+                "blockctl dev start all".into(),
+            ),
             DevError::Format { .. } => new(1962, exit::FAILURE, "blockd-format refused it", String::new()),
-            DevError::Damaged(path) => new(1963, exit::FAILURE, "it was edited or torn", format!("look at {}", path.display())),
+            DevError::Damaged(path) => {
+                new(1963, exit::FAILURE, "it was edited or torn", format!("look at {}", path.display()))
+            }
             DevError::Control(e) => CliError::from(e),
         }
     }

@@ -105,7 +105,13 @@ mod tests {
 
     #[test]
     fn an_error_has_three_lines() {
-        let e = CliError::new(1203, 5, "volume \"v1\" is attached on n3 (epoch 41)", "a guest uses it", "detach it");
+        let e = CliError::new(
+            1203,
+            5,
+            "volume \"v1\" is attached on n3 (epoch 41)",
+            "a guest uses it",
+            "detach it",
+        );
         assert_eq!(
             e.to_string(),
             "error[E1203]: volume \"v1\" is attached on n3 (epoch 41)\ncause: a guest uses it\nfix: detach it"

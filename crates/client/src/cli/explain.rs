@@ -20,7 +20,13 @@ pub fn run(code: &str) -> Result<Output, CliError> {
     let digits = code.trim_start_matches(['E', 'e']);
     let unknown = || {
         let fix = "blockctl explain E1203";
-        CliError::new(1922, exit::NOT_FOUND, format!("no error has the code \"{code}\""), "codes look like E1203", fix)
+        CliError::new(
+            1922,
+            exit::NOT_FOUND,
+            format!("no error has the code \"{code}\""),
+            "codes look like E1203",
+            fix,
+        )
     };
     let number: u32 = digits.parse().map_err(|_| unknown())?;
     let (title, text) = page(number).ok_or_else(unknown)?;
@@ -34,13 +40,14 @@ mod tests {
 
     /// Codes that blockctl, the dev cluster and metad's edge use.
     const OURS: &[u32] = &[
-        1211, 1212, 1213, 1214, 1900, 1901, 1902, 1903, 1904, 1905, 1906, 1907, 1908, 1909, 1910, 1911, 1920, 1921,
-        1922, 1930, 1931, 1940, 1950, 1951, 1952, 1953, 1954, 1955, 1956, 1957, 1958, 1959, 1960, 1961, 1962, 1963,
+        1211, 1212, 1213, 1214, 1900, 1901, 1902, 1903, 1904, 1905, 1906, 1907, 1908, 1909, 1910, 1911, 1920,
+        1921, 1922, 1930, 1931, 1940, 1950, 1951, 1952, 1953, 1954, 1955, 1956, 1957, 1958, 1959, 1960, 1961,
+        1962, 1963,
     ];
     /// Codes of `meta::AdminRefusal`.
     const METAS: &[u32] = &[
-        1001, 1002, 1003, 1004, 1005, 1006, 1007, 1008, 1009, 1101, 1102, 1103, 1104, 1105, 1106, 1201, 1202, 1203,
-        1204, 1205, 1206, 1207, 1208, 1209, 1210,
+        1001, 1002, 1003, 1004, 1005, 1006, 1007, 1008, 1009, 1101, 1102, 1103, 1104, 1105, 1106, 1201, 1202,
+        1203, 1204, 1205, 1206, 1207, 1208, 1209, 1210,
     ];
 
     #[test]

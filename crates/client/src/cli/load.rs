@@ -39,5 +39,11 @@ fn output(schema: &'static str, report: &impl Serialize, text: String, ok: bool)
 }
 
 fn failed(e: &impl std::fmt::Display) -> CliError {
-    CliError::new(1940, exit::FAILURE, e.to_string(), "the load did not get as far as a report", "blockctl volume show NAME")
+    CliError::new(
+        1940,
+        exit::FAILURE,
+        e.to_string(),
+        "the load did not get as far as a report",
+        "blockctl volume show NAME",
+    )
 }

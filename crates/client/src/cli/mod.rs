@@ -3,8 +3,8 @@
 mod args;
 mod cluster;
 mod context;
-pub mod error;
 mod dev;
+pub mod error;
 mod explain;
 mod load;
 mod node;

@@ -15,9 +15,11 @@ use tonic::transport::{Channel, Endpoint};
 pub async fn run(context: &Context, verb: NodeVerb) -> Result<Output, CliError> {
     match verb {
         NodeVerb::List => {
-            let nodes = context.control()?.call(|mut c| async move { c.list_nodes(v1::ListNodesRequest {}).await });
-            let nodes = nodes.await?.nodes;
-            let mut table = Table::new(&["id", "name", "state", "drives", "replicas", "sessions", "used", "capacity"]);
+            let control = context.control()?;
+            let nodes =
+                control.call(|mut c| async move { c.list_nodes(v1::ListNodesRequest {}).await }).await?.nodes;
+            let mut table =
+                Table::new(&["id", "name", "state", "drives", "replicas", "sessions", "used", "capacity"]);
             for n in &nodes {
                 table.row(vec![
                     format!("n{}", n.id),
@@ -41,8 +43,15 @@ pub async fn run(context: &Context, verb: NodeVerb) -> Result<Output, CliError> 
                 return Ok(o);
             }
             let r = v1::DrainNodeRequest { node: node.clone(), drain: !undo, request: request_id()? };
-            context.control()?.call(|mut c| { let r = r.clone(); async move { c.drain_node(r).await } }).await?;
-            let text = if undo { "takes replicas again" } else { "is being emptied: blockctl node show follows it" };
+            context
+                .control()?
+                .call(|mut c| {
+                    let r = r.clone();
+                    async move { c.drain_node(r).await }
+                })
+                .await?;
+            let text =
+                if undo { "takes replicas again" } else { "is being emptied: blockctl node show follows it" };
             Ok(done("node.drain/1", format!("{node} {text}")))
         }
         NodeVerb::Remove { node } => {
@@ -50,7 +59,13 @@ pub async fn run(context: &Context, verb: NodeVerb) -> Result<Output, CliError> 
                 return Ok(o);
             }
             let r = v1::RemoveNodeRequest { node: node.clone(), request: request_id()? };
-            context.control()?.call(|mut c| { let r = r.clone(); async move { c.remove_node(r).await } }).await?;
+            context
+                .control()?
+                .call(|mut c| {
+                    let r = r.clone();
+                    async move { c.remove_node(r).await }
+                })
+                .await?;
             Ok(done("node.remove/1", format!("{node} is removed")))
         }
     }
@@ -80,7 +95,13 @@ fn drive_name(id: u64) -> String {
 
 async fn show(context: &Context, node: String) -> Result<Output, CliError> {
     let r = v1::ShowNodeRequest { node };
-    let n = context.control()?.call(|mut c| { let r = r.clone(); async move { c.show_node(r).await } }).await?;
+    let n = context
+        .control()?
+        .call(|mut c| {
+            let r = r.clone();
+            async move { c.show_node(r).await }
+        })
+        .await?;
     let mut text = format!("node      {} (n{})\nstate     {}", n.name, n.id, node_state(&n));
     if let Some(ms) = n.down_since_ms {
         let _ = write!(text, ", since {}", ago(ms));
@@ -108,7 +129,12 @@ async fn add(context: &Context, name: String, zone: String) -> Result<Output, Cl
         request: request_id()?,
     };
     let control = context.control()?;
-    let n = control.call(|mut c| { let r = r.clone(); async move { c.add_node(r).await } }).await?;
+    let n = control
+        .call(|mut c| {
+            let r = r.clone();
+            async move { c.add_node(r).await }
+        })
+        .await?;
     let status = control.call(|mut c| async move { c.status(v1::StatusRequest {}).await }).await?;
     let cluster = hex(&status.cluster);
     let metads: Vec<String> =
@@ -117,7 +143,11 @@ async fn add(context: &Context, name: String, zone: String) -> Result<Output, Cl
         "node {} is n{}; its blockd.toml:\nnode_id = {}\nname = \"{}\"\ncluster = \"{cluster}\"\nmetad = {metads:?}\n",
         n.name, n.id, n.id, n.name
     );
-    Ok(Output::new("node.add/1", json!({"id": n.id, "name": n.name, "cluster": cluster, "metad": metads}), text))
+    Ok(Output::new(
+        "node.add/1",
+        json!({"id": n.id, "name": n.name, "cluster": cluster, "metad": metads}),
+        text,
+    ))
 }
 
 pub async fn run_drive(context: &Context, verb: DriveVerb) -> Result<Output, CliError> {
@@ -141,16 +171,7 @@ pub async fn run_drive(context: &Context, verb: DriveVerb) -> Result<Output, Cli
             let list: Vec<Value> = drives.iter().map(drive_json).collect();
             Ok(Output::new("drive.list/1", json!({"drives": list}), table.text()))
         }
-        DriveVerb::Show { drive } => {
-            let d = find_drive(context, &drive).await?;
-            let mut text = format!("drive     {}\nnode      {}\npath      {}\nstate     {}", drive_name(d.id), d.node_name, d.path, d.state);
-            if let Some(ms) = d.down_since_ms {
-                let _ = write!(text, ", since {}", ago(ms));
-            }
-            let _ = writeln!(text, "\nused      {} of {}", bytes(d.used), bytes(d.capacity));
-            let _ = writeln!(text, "replicas  {} of {} volumes", d.replicas, d.volumes);
-            Ok(Output::new("drive.show/1", drive_json(&d), text))
-        }
+        DriveVerb::Show { drive } => Ok(shown_drive(&find_drive(context, &drive).await?)),
         DriveVerb::Add { path, node, socket, no_format, force } => {
             add_drive(context, path, node, socket, !no_format, force.unwrap_or_default()).await
         }
@@ -162,7 +183,13 @@ pub async fn run_drive(context: &Context, verb: DriveVerb) -> Result<Output, Cli
                 return Ok(o);
             }
             let r = v1::DrainDriveRequest { drive: d.id, drain: !undo, request: request_id()? };
-            context.control()?.call(|mut c| { let r = r.clone(); async move { c.drain_drive(r).await } }).await?;
+            context
+                .control()?
+                .call(|mut c| {
+                    let r = r.clone();
+                    async move { c.drain_drive(r).await }
+                })
+                .await?;
             let text = if undo { "takes replicas again" } else { "is being emptied" };
             Ok(done("drive.drain/1", format!("{name} {text}")))
         }
@@ -173,15 +200,37 @@ pub async fn run_drive(context: &Context, verb: DriveVerb) -> Result<Output, Cli
                 return Ok(o);
             }
             let r = v1::RemoveDriveRequest { drive: d.id, request: request_id()? };
-            context.control()?.call(|mut c| { let r = r.clone(); async move { c.remove_drive(r).await } }).await?;
+            context
+                .control()?
+                .call(|mut c| {
+                    let r = r.clone();
+                    async move { c.remove_drive(r).await }
+                })
+                .await?;
             Ok(done("drive.remove/1", format!("{name} is removed")))
         }
     }
 }
 
+fn shown_drive(d: &v1::Drive) -> Output {
+    let mut text = format!(
+        "drive     {}\nnode      {}\npath      {}\nstate     {}",
+        drive_name(d.id),
+        d.node_name,
+        d.path,
+        d.state
+    );
+    if let Some(ms) = d.down_since_ms {
+        let _ = write!(text, ", since {}", ago(ms));
+    }
+    let _ = writeln!(text, "\nused      {} of {}", bytes(d.used), bytes(d.capacity));
+    let _ = writeln!(text, "replicas  {} of {} volumes", d.replicas, d.volumes);
+    Output::new("drive.show/1", drive_json(d), text)
+}
+
 async fn list_drives(context: &Context) -> Result<Vec<v1::Drive>, CliError> {
-    let all = context.control()?.call(|mut c| async move { c.list_drives(v1::ListDrivesRequest {}).await });
-    Ok(all.await?.drives)
+    let control = context.control()?;
+    Ok(control.call(|mut c| async move { c.list_drives(v1::ListDrivesRequest {}).await }).await?.drives)
 }
 
 /// By the first digits of its id, or by its path if only one node has it.
@@ -191,12 +240,19 @@ async fn find_drive(context: &Context, word: &str) -> Result<v1::Drive, CliError
     let mut found = all.iter().filter(fits);
     match (found.next(), found.next()) {
         (Some(d), None) => Ok(d.clone()),
-        (Some(_), Some(_)) => {
-            Err(CliError::usage(format!("several drives are called \"{word}\""), "give more digits of its id"))
-        }
+        (Some(_), Some(_)) => Err(CliError::usage(
+            format!("several drives are called \"{word}\""),
+            "give more digits of its id",
+        )),
         (None, _) => {
             let message = format!("no drive \"{word}\"");
-            Err(CliError::new(1007, exit::NOT_FOUND, message, "it never existed, or was removed", "blockctl drive list"))
+            Err(CliError::new(
+                1007,
+                exit::NOT_FOUND,
+                message,
+                "it never existed, or was removed",
+                "blockctl drive list",
+            ))
         }
     }
 }
@@ -209,15 +265,21 @@ fn drive_json(d: &v1::Drive) -> Value {
     })
 }
 
-/// The admin service of a node: in a folder by its name, else at the socket.
-pub async fn admin(context: &Context, node: Option<&str>, socket: PathBuf) -> Result<BlockdAdminClient<Channel>, CliError> {
+/// A channel to the admin services of a node: in a folder by its name, else at the socket.
+pub async fn admin(context: &Context, node: Option<&str>, socket: PathBuf) -> Result<Channel, CliError> {
     let socket = match (&context.global.dir, node) {
         (Some(dir), Some(node)) => {
             let folder = Folder::new(dir)?;
             let known = dev_status(&folder)?;
             let number = known.iter().find(|s| s.member.name() == node).map(|s| s.member.number);
             let number = number.ok_or_else(|| {
-                CliError::new(1007, exit::NOT_FOUND, format!("no node \"{node}\" in this folder"), "", "blockctl dev status")
+                CliError::new(
+                    1007,
+                    exit::NOT_FOUND,
+                    format!("no node \"{node}\" in this folder"),
+                    "",
+                    "blockctl dev status",
+                )
             })?;
             folder.admin_socket(number)
         }
@@ -232,16 +294,22 @@ pub async fn admin(context: &Context, node: Option<&str>, socket: PathBuf) -> Re
             "start blockd, or name its socket with --socket",
         )
     };
-    let endpoint = Endpoint::from_shared(format!("unix://{}", socket.display())).map_err(|e| unreached(&e))?;
-    let channel = endpoint.connect().await.map_err(|e| unreached(&e))?;
-    Ok(BlockdAdminClient::new(channel))
+    let endpoint =
+        Endpoint::from_shared(format!("unix://{}", socket.display())).map_err(|e| unreached(&e))?;
+    endpoint.connect().await.map_err(|e| unreached(&e))
 }
 
 /// blockd's own words.
 pub fn refused(status: &tonic::Status) -> CliError {
     match api::error::detail(status) {
         Some(d) => CliError::from(crate::control::ControlError::Refused(Box::new(d))),
-        None => CliError::new(1911, exit::FAILURE, status.message(), format!("blockd answered {:?}", status.code()), ""),
+        None => CliError::new(
+            1911,
+            exit::FAILURE,
+            status.message(),
+            format!("blockd answered {:?}", status.code()),
+            "",
+        ),
     }
 }
 
@@ -262,7 +330,7 @@ async fn add_drive(
     } else if let Some(o) = context.dry(&format!("take {shown} into use")) {
         return Ok(o);
     }
-    let mut admin = admin(context, node.as_deref(), socket).await?;
+    let mut admin = BlockdAdminClient::new(admin(context, node.as_deref(), socket).await?);
     let r = v1::AddDriveRequest { path: shown.clone(), format, force };
     let added = admin.add_drive(r).await.map_err(|s| refused(&s))?.into_inner();
     let name = drive_name(added.drive);

@@ -127,7 +127,11 @@ pub fn bytes(n: u64) -> String {
         value /= 1024;
         unit += 1;
     }
-    if rest == 0 { format!("{value} {}", UNITS[unit]) } else { format!("{value}.{} {}", rest * 10 / 1024, UNITS[unit]) }
+    if rest == 0 {
+        format!("{value} {}", UNITS[unit])
+    } else {
+        format!("{value}.{} {}", rest * 10 / 1024, UNITS[unit])
+    }
 }
 
 /// A length of time for people.
@@ -164,7 +168,8 @@ mod tests {
 
     #[test]
     fn json_carries_its_schema_and_yaml_is_the_same() {
-        let o = Output::new("x.list/1", json!({"a": [{"b": 1, "c": "x: y"}, {"b": 2, "c": null}], "e": []}), "t");
+        let o =
+            Output::new("x.list/1", json!({"a": [{"b": 1, "c": "x: y"}, {"b": 2, "c": null}], "e": []}), "t");
         let back: Value = serde_json::from_str(&o.shown(Format::Json)).unwrap();
         assert_eq!(back["schema"], "x.list/1");
         assert_eq!(

@@ -12,7 +12,8 @@ const LETTERS: &str = "KMGTP";
 impl std::str::FromStr for Size {
     type Err = String;
     fn from_str(text: &str) -> Result<Size, String> {
-        let refused = || format!("\"{text}\" is no size: write 10G, 10GiB (both binary), 10GB (decimal) or bytes");
+        let refused =
+            || format!("\"{text}\" is no size: write 10G, 10GiB (both binary), 10GB (decimal) or bytes");
         let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
         let number: u64 = text[..digits].parse().map_err(|_| refused())?;
         let unit = text[digits..].trim_start();
@@ -29,7 +30,8 @@ impl std::str::FromStr for Size {
                 }
             }
         };
-        let bytes = number.checked_mul(factor).ok_or_else(|| format!("\"{text}\" is more than 2^64 bytes"))?;
+        let bytes =
+            number.checked_mul(factor).ok_or_else(|| format!("\"{text}\" is more than 2^64 bytes"))?;
         Ok(Size { bytes, decimal })
     }
 }

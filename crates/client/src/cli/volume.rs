@@ -8,6 +8,7 @@ use super::output::{Output, Table, ago, bytes, seconds};
 use super::size::Size;
 use crate::control::Control;
 use api::v1;
+use api::v1::blockd_verify_client::BlockdVerifyClient;
 use serde_json::{Value, json};
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Write as _};
@@ -40,7 +41,13 @@ pub async fn run(context: &Context, verb: VolumeVerb) -> Result<Output, CliError
             }
             echo(size);
             let r = v1::ResizeVolumeRequest { name: name.clone(), size: size.bytes, request: request_id()? };
-            context.control()?.call(|mut c| { let r = r.clone(); async move { c.resize_volume(r).await } }).await?;
+            context
+                .control()?
+                .call(|mut c| {
+                    let r = r.clone();
+                    async move { c.resize_volume(r).await }
+                })
+                .await?;
             Ok(done("volume.resize/1", format!("volume {name} has {}", bytes(size.bytes))))
         }
         VolumeVerb::Delete { name, force } => {
@@ -50,7 +57,13 @@ pub async fn run(context: &Context, verb: VolumeVerb) -> Result<Output, CliError
             }
             let force = force.unwrap_or_default();
             let r = v1::DeleteVolumeRequest { name: name.clone(), force, request: request_id()? };
-            context.control()?.call(|mut c| { let r = r.clone(); async move { c.delete_volume(r).await } }).await?;
+            context
+                .control()?
+                .call(|mut c| {
+                    let r = r.clone();
+                    async move { c.delete_volume(r).await }
+                })
+                .await?;
             Ok(done("volume.delete/1", format!("volume {name} is deleted")))
         }
         VolumeVerb::Verify { name, timeout } => verify(context, &name, Duration::from_secs(timeout)).await,
@@ -66,7 +79,15 @@ fn echo(size: Size) {
 
 async fn create(context: &Context, verb: VolumeVerb) -> Result<Output, CliError> {
     let VolumeVerb::Create {
-        name, size, copies, chunk_size, min_in_sync, write_through, fail_when_degraded, near, no_wait
+        name,
+        size,
+        copies,
+        chunk_size,
+        min_in_sync,
+        write_through,
+        fail_when_degraded,
+        near,
+        no_wait,
     } = verb
     else {
         unreachable!("called for create")
@@ -79,7 +100,13 @@ async fn create(context: &Context, verb: VolumeVerb) -> Result<Output, CliError>
     let near = match near {
         Some(node) => {
             let r = v1::ShowNodeRequest { node };
-            control.call(|mut c| { let r = r.clone(); async move { c.show_node(r).await } }).await?.id
+            control
+                .call(|mut c| {
+                    let r = r.clone();
+                    async move { c.show_node(r).await }
+                })
+                .await?
+                .id
         }
         None => 0,
     };
@@ -94,7 +121,12 @@ async fn create(context: &Context, verb: VolumeVerb) -> Result<Output, CliError>
         near,
         request: request_id()?,
     };
-    let made = control.call(|mut c| { let r = r.clone(); async move { c.create_volume(r).await } }).await?;
+    let made = control
+        .call(|mut c| {
+            let r = r.clone();
+            async move { c.create_volume(r).await }
+        })
+        .await?;
     if !no_wait {
         wait(&control, &name, "ready", CREATE).await?;
     }
@@ -103,10 +135,12 @@ async fn create(context: &Context, verb: VolumeVerb) -> Result<Output, CliError>
 }
 
 async fn list(context: &Context) -> Result<Output, CliError> {
-    let volumes = context.control()?.call(|mut c| async move { c.list_volumes(v1::ListVolumesRequest {}).await });
+    let control = context.control()?;
+    let volumes =
+        control.call(|mut c| async move { c.list_volumes(v1::ListVolumesRequest {}).await }).await?.volumes;
     let mut table = Table::new(&["name", "size", "copies", "state", "attached"]);
     let mut all = Vec::new();
-    for v in volumes.await?.volumes {
+    for v in volumes {
         let attached = (v.attached != 0).then(|| format!("n{}", v.attached));
         table.row(vec![
             v.name.clone(),
@@ -125,7 +159,12 @@ async fn list(context: &Context) -> Result<Output, CliError> {
 
 async fn show(control: &Control, name: &str, chunks: u32) -> Result<v1::VolumeDetail, CliError> {
     let r = v1::ShowVolumeRequest { name: name.into(), first_chunk: 0, chunk_limit: chunks };
-    Ok(control.call(|mut c| { let r = r.clone(); async move { c.show_volume(r).await } }).await?)
+    Ok(control
+        .call(|mut c| {
+            let r = r.clone();
+            async move { c.show_volume(r).await }
+        })
+        .await?)
 }
 
 fn session_state(s: &v1::Session) -> &'static str {
@@ -155,26 +194,43 @@ fn shown(detail: &v1::VolumeDetail) -> Output {
 fn volume_text(v: &v1::Volume, resync: &v1::ResyncProgress) -> String {
     let mut text = format!("volume    {}\nstate     {}", v.name, v.state);
     if v.unwell_chunks > 0 {
-        let _ = write!(text, ": {} of {} chunks, the least has {} of {} copies in-sync", v.unwell_chunks, v.chunks, v.least_in_sync, v.copies);
+        let _ = write!(
+            text,
+            ": {} of {} chunks, the least has {} of {} copies in-sync",
+            v.unwell_chunks, v.chunks, v.least_in_sync, v.copies
+        );
     }
     if let Some(ms) = v.unwell_since_ms {
         let _ = write!(text, ", since {}", ago(ms));
     }
     for f in &v.faults {
         let since = f.since_ms.map_or_else(String::new, |ms| format!(", since {}", ago(ms)));
-        let _ = write!(text, "\n  {} chunks on {} drive {:016x}: {}{since}; {}", f.chunks, f.node_name, f.drive, f.why, f.action);
+        let _ = write!(
+            text,
+            "\n  {} chunks on {} drive {:016x}: {}{since}; {}",
+            f.chunks, f.node_name, f.drive, f.why, f.action
+        );
     }
-    let _ = writeln!(text, "\nsize      {} in {} chunks of {}", bytes(v.size), v.chunks, bytes(v.chunk_bytes));
+    let _ =
+        writeln!(text, "\nsize      {} in {} chunks of {}", bytes(v.size), v.chunks, bytes(v.chunk_bytes));
     let wait = if v.wait_when_degraded { "wait" } else { "fail" };
     let through = if v.write_through { ", write-through" } else { "" };
-    let _ = writeln!(text, "class     {} copies, writes {wait} below {} in-sync{through}", v.copies, v.min_in_sync);
+    let _ = writeln!(
+        text,
+        "class     {} copies, writes {wait} below {} in-sync{through}",
+        v.copies, v.min_in_sync
+    );
     match &v.session {
         Some(s) => {
             let up = if s.node_up { "" } else { ", whose node is down" };
             let _ = writeln!(
                 text,
                 "session   {} on {} (epoch {}), {}{up}, since {}",
-                session_kind(s), s.node_name, s.epoch, session_state(s), ago(s.since_ms)
+                session_kind(s),
+                s.node_name,
+                s.epoch,
+                session_state(s),
+                ago(s.since_ms)
             );
             if !s.waiting.is_empty() {
                 let _ = writeln!(text, "waits     {}", s.waiting);
@@ -187,10 +243,13 @@ fn volume_text(v: &v1::Volume, resync: &v1::ResyncProgress) -> String {
         let _ = writeln!(
             text,
             "resync    {} to go, {} moved, {} per second{left}",
-            bytes(resync.left_bytes), bytes(resync.moved_bytes), bytes(resync.rate)
+            bytes(resync.left_bytes),
+            bytes(resync.moved_bytes),
+            bytes(resync.rate)
         );
     }
-    let shares: Vec<String> = v.shares.iter().map(|s| format!("n{}:{:016x} ({})", s.node, s.drive, s.chunks)).collect();
+    let shares: Vec<String> =
+        v.shares.iter().map(|s| format!("n{}:{:016x} ({})", s.node, s.drive, s.chunks)).collect();
     let _ = writeln!(text, "replicas  {}", shares.join(" "));
     text
 }
@@ -206,9 +265,7 @@ fn volume_json(v: &v1::Volume, resync: &v1::ResyncProgress, chunks: &[v1::Chunk]
         };
         json!({"node": r.node_name, "node_id": r.node, "drive": drive(r.drive), "state": state, "up": r.up})
     };
-    let chunk = |c: &v1::Chunk| {
-        json!({"index": c.index, "number": c.number, "replicas": c.replicas.iter().map(replica).collect::<Vec<_>>()})
-    };
+    let chunk = |c: &v1::Chunk| json!({"index": c.index, "number": c.number, "replicas": c.replicas.iter().map(replica).collect::<Vec<_>>()});
     let fault = |f: &v1::Fault| {
         json!({
             "node": f.node_name, "drive": drive(f.drive), "chunks": f.chunks, "why": f.why,
@@ -280,7 +337,12 @@ fn progress_line(v: &v1::Volume) -> String {
     let left = time_left(&resync).map_or_else(String::new, |s| format!(", {} left", seconds(s)));
     format!(
         "volume {}: {}, {} of {} chunks unwell; {} to move, {} per second{left}",
-        v.name, v.state, v.unwell_chunks, v.chunks, bytes(resync.left_bytes), bytes(resync.rate)
+        v.name,
+        v.state,
+        v.unwell_chunks,
+        v.chunks,
+        bytes(resync.left_bytes),
+        bytes(resync.rate)
     )
 }
 
@@ -289,17 +351,32 @@ async fn wait(control: &Control, name: &str, state: &str, timeout: Duration) -> 
     let mut progress = Progress::new();
     loop {
         let r = v1::WaitVolumeRequest { name: name.into(), state: state.into() };
-        if control.call(|mut c| { let r = r.clone(); async move { c.wait_volume(r).await } }).await?.reached {
+        if control
+            .call(|mut c| {
+                let r = r.clone();
+                async move { c.wait_volume(r).await }
+            })
+            .await?
+            .reached
+        {
             return Ok(begun.elapsed());
         }
         if begun.elapsed() >= timeout {
             let detail = show(control, name, 0).await?;
             let v = detail.volume.unwrap_or_default();
-            let cause = v.faults.first().map_or_else(|| progress_line(&v), |f| {
-                format!("{} chunks on {}: {}; {}", f.chunks, f.node_name, f.why, f.action)
-            });
-            let message = format!("volume \"{name}\" is {} after {} s, not {state}", v.state, timeout.as_secs());
-            return Err(CliError::new(1212, exit::FAILURE, message, cause, format!("blockctl volume show {name}")));
+            let cause = v.faults.first().map_or_else(
+                || progress_line(&v),
+                |f| format!("{} chunks on {}: {}; {}", f.chunks, f.node_name, f.why, f.action),
+            );
+            let message =
+                format!("volume \"{name}\" is {} after {} s, not {state}", v.state, timeout.as_secs());
+            return Err(CliError::new(
+                1212,
+                exit::FAILURE,
+                message,
+                cause,
+                format!("blockctl volume show {name}"),
+            ));
         }
         if progress.due() && state != "deleted" {
             let detail = show(control, name, 0).await?;
@@ -320,7 +397,13 @@ async fn verify(context: &Context, name: &str, timeout: Duration) -> Result<Outp
     let request = request_id()?;
     let node = loop {
         let r = v1::VerifyVolumeRequest { name: name.into(), request: request.clone() };
-        match control.call(|mut c| { let r = r.clone(); async move { c.verify_volume(r).await } }).await {
+        match control
+            .call(|mut c| {
+                let r = r.clone();
+                async move { c.verify_volume(r).await }
+            })
+            .await
+        {
             Ok(verifying) => break verifying.node,
             Err(e) => {
                 let e = CliError::from(e);
@@ -331,7 +414,8 @@ async fn verify(context: &Context, name: &str, timeout: Duration) -> Result<Outp
             }
         }
     };
-    let mut admin = admin(context, Some(&format!("n{node}")), PathBuf::from("/run/blockd/admin.sock")).await?;
+    let socket = PathBuf::from("/run/blockd/admin.sock");
+    let mut admin = BlockdVerifyClient::new(admin(context, Some(&format!("n{node}")), socket).await?);
     let mut progress = Progress::new();
     loop {
         let r = v1::VerificationRequest { request: request.clone() };
@@ -342,11 +426,23 @@ async fn verify(context: &Context, name: &str, timeout: Duration) -> Result<Outp
         if begun.elapsed() > timeout {
             let message = format!("volume \"{name}\" is not verified after {} s", timeout.as_secs());
             let cause = format!("{} of {} are read", bytes(s.checked_bytes), bytes(s.total_bytes));
-            return Err(CliError::new(1213, exit::UNKNOWN_OUTCOME, message, cause, "give it more time: --timeout"));
+            return Err(CliError::new(
+                1213,
+                exit::UNKNOWN_OUTCOME,
+                message,
+                cause,
+                "give it more time: --timeout",
+            ));
         }
         if !s.known && begun.elapsed() > APPOINT {
             let message = format!("n{node} does not verify volume \"{name}\"");
-            return Err(CliError::new(1214, exit::FAILURE, message, "the order did not reach its session", "repeat it"));
+            return Err(CliError::new(
+                1214,
+                exit::FAILURE,
+                message,
+                "the order did not reach its session",
+                "repeat it",
+            ));
         }
         if progress.due() {
             progress.show(&format!("{} of {} read", bytes(s.checked_bytes), bytes(s.total_bytes)));
@@ -359,7 +455,10 @@ fn verified(name: &str, s: &v1::VerificationState, took: Duration) -> Output {
     let secs = took.as_secs_f64();
     let clean = s.differing.is_empty() && s.error.is_empty();
     let text = if clean {
-        format!("volume {name} is clean: all in-sync replicas of {} agree ({secs:.1} s)\n", bytes(s.checked_bytes))
+        format!(
+            "volume {name} is clean: all in-sync replicas of {} agree ({secs:.1} s)\n",
+            bytes(s.checked_bytes)
+        )
     } else if let Some(first) = s.differing.first() {
         format!("volume {name} DIFFERS: {} extents, the first at byte {first}\n", s.differing.len())
     } else {
@@ -380,16 +479,33 @@ mod tests {
 
     #[test]
     fn what_is_not_well_is_said_with_cause_and_time_left() {
-        let fault = v1::Fault { node_name: "n3".into(), chunks: 2, why: "the connection was lost".into(), action: "resync".into(), ..Default::default() };
+        let fault = v1::Fault {
+            node_name: "n3".into(),
+            chunks: 2,
+            why: "the connection was lost".into(),
+            action: "resync".into(),
+            ..Default::default()
+        };
         let v = v1::Volume {
-            name: "v".into(), state: "degraded".into(), chunks: 4, unwell_chunks: 2, copies: 3, least_in_sync: 2,
+            name: "v".into(),
+            state: "degraded".into(),
+            chunks: 4,
+            unwell_chunks: 2,
+            copies: 3,
+            least_in_sync: 2,
             faults: vec![fault],
             resync: Some(v1::ResyncProgress { left_bytes: 100 << 20, moved_bytes: 5, rate: 10 << 20 }),
             ..Default::default()
         };
         let output = shown(&v1::VolumeDetail { volume: Some(v), chunks: Vec::new() });
-        assert!(output.text.contains("degraded: 2 of 4 chunks, the least has 2 of 3 copies in-sync"), "{}", output.text);
-        assert!(output.text.contains("2 chunks on n3 drive 0000000000000000: the connection was lost; resync"));
+        assert!(
+            output.text.contains("degraded: 2 of 4 chunks, the least has 2 of 3 copies in-sync"),
+            "{}",
+            output.text
+        );
+        assert!(
+            output.text.contains("2 chunks on n3 drive 0000000000000000: the connection was lost; resync")
+        );
         assert!(output.text.contains("10 s left"));
         assert_eq!(output.json["resync"]["left_seconds"], 10);
         assert_eq!(output.json["state"], "degraded");

@@ -277,7 +277,8 @@ pub(super) async fn nodes_serve(
     loop {
         check_all(folder, started)?;
         let all = control.call(|mut c| async move { c.list_nodes(ListNodesRequest {}).await }).await?.nodes;
-        let drives = control.call(|mut c| async move { c.list_drives(ListDrivesRequest {}).await }).await?.drives;
+        let drives =
+            control.call(|mut c| async move { c.list_drives(ListDrivesRequest {}).await }).await?.drives;
         let up = |m: &&Member| {
             let here = |d: &&api::v1::Drive| d.node == m.number;
             all.iter().any(|n| n.id == m.number && n.up)

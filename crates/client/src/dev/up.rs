@@ -99,7 +99,10 @@ async fn make(folder: &Folder, options: &Options, started: &mut Vec<Started>) ->
     for m in Folder::metads() {
         let dir = folder.of(m);
         std::fs::create_dir_all(&dir).map_err(io(&dir))?;
-        let text = format!("id = {}\nstate_dir = \"state\"\naddress = \"127.0.0.1:0\"\nmetrics_address = \"127.0.0.1:0\"\n", m.number);
+        let text = format!(
+            "id = {}\nstate_dir = \"state\"\naddress = \"127.0.0.1:0\"\nmetrics_address = \"127.0.0.1:0\"\n",
+            m.number
+        );
         std::fs::write(folder.config(m), text).map_err(io(folder.config(m)))?;
         started.push(Started::new(folder, m)?);
     }
@@ -110,10 +113,16 @@ async fn make(folder: &Folder, options: &Options, started: &mut Vec<Started>) ->
         .map(|(id, address)| MetadMember { id, address: address.clone(), voter: true, matched: None })
         .collect();
     let init = InitRequest { name: "dev".into(), members, request: random()? };
-    let made = control.call(|mut c| { let init = init.clone(); async move { c.init(init).await } }).await?;
+    let made = control
+        .call(|mut c| {
+            let init = init.clone();
+            async move { c.init(init).await }
+        })
+        .await?;
     let cluster: String = made.cluster.iter().map(|b| format!("{b:02x}")).collect();
     set(&control, &options.settings).await?;
-    std::fs::write(folder.addresses_file(), addresses.join("\n") + "\n").map_err(io(folder.addresses_file()))?;
+    std::fs::write(folder.addresses_file(), addresses.join("\n") + "\n")
+        .map_err(io(folder.addresses_file()))?;
 
     let mut formats = Vec::new();
     for n in 1..=options.nodes {
@@ -124,7 +133,12 @@ async fn make(folder: &Folder, options: &Options, started: &mut Vec<Started>) ->
             identity: random()?,
             request: random()?,
         };
-        control.call(|mut c| { let add = add.clone(); async move { c.add_node(add).await } }).await?;
+        control
+            .call(|mut c| {
+                let add = add.clone();
+                async move { c.add_node(add).await }
+            })
+            .await?;
         configure_node(folder, n, &cluster)?;
         formats.push((n, format(folder, n, &cluster, options.drive_size)?));
     }
@@ -154,7 +168,12 @@ fn random() -> Result<Vec<u8>, DevError> {
 async fn set(control: &Control, settings: &[(String, String)]) -> Result<(), DevError> {
     for (key, value) in settings {
         let set = SetConfigRequest { key: key.clone(), value: value.clone(), request: random()? };
-        control.call(|mut c| { let set = set.clone(); async move { c.set_config(set).await } }).await?;
+        control
+            .call(|mut c| {
+                let set = set.clone();
+                async move { c.set_config(set).await }
+            })
+            .await?;
     }
     Ok(())
 }
@@ -174,7 +193,14 @@ fn configure_node(folder: &Folder, n: u32, cluster: &str) -> Result<(), DevError
 fn format(folder: &Folder, n: u32, cluster: &str, size: u64) -> Result<std::process::Child, DevError> {
     let program = binary("blockd-format")?;
     let mut command = Command::new(&program);
-    command.arg(folder.drive(n)).args(["--cluster", cluster, "--node", &n.to_string(), "--size", &size.to_string()]);
+    command.arg(folder.drive(n)).args([
+        "--cluster",
+        cluster,
+        "--node",
+        &n.to_string(),
+        "--size",
+        &size.to_string(),
+    ]);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     command.spawn().map_err(io(&program))
 }
