@@ -41,7 +41,7 @@ impl Store {
     fn fit(&self, mut units: usize) -> (usize, usize, usize) {
         let room = self.disk().layout.batch_pages as usize;
         let dropped = self.disk().superblock.dropped.len();
-        let mut larges = dropped + self.disk().journal.unflushed_larges() as usize;
+        let mut larges = dropped + self.disk().journal.unflushed_larges as usize;
         let (mut n, mut blocks) = (0, 0);
         for op in &self.intake.waiting {
             let (u, b) = (units + op.units(), blocks + op.blocks());

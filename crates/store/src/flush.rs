@@ -125,7 +125,7 @@ impl Store {
         let disk = self.disk_mut();
         disk.table_pages.flushed(done.mark);
         disk.record_pages.flushed(done.mark);
-        disk.journal.flushed = disk.journal.flushed.max(done.upto);
+        disk.journal.flush_to(done.upto);
         let flushed = disk.journal.flushed;
         let crate::store::Disk { table, table_pages, records, record_pages, .. } = disk;
         table.settle(flushed, |px, seq| table_pages.touch(crate::disk::page::table_page_of(px), seq));

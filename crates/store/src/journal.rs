@@ -48,6 +48,8 @@ pub struct Journal {
     pub applied: u64,
     pub flushed: u64,
     pub in_flight: usize,
+    /// Large entries in batches that are not flushed.
+    pub unflushed_larges: u32,
     /// Reads of the ring in flight: the tail stays.
     pub readers: u32,
 }
@@ -67,6 +69,7 @@ impl Journal {
             applied: first_seq - 1,
             flushed: first_seq - 1,
             in_flight: 0,
+            unflushed_larges: 0,
             readers: 0,
         }
     }
@@ -90,6 +93,7 @@ impl Journal {
         let seq = self.next_seq;
         self.head = batch.position + batch.pages;
         self.crc = batch.crc;
+        self.unflushed_larges += batch.larges;
         self.next_seq += 1;
         self.batches.push_back(batch);
         seq
@@ -148,9 +152,11 @@ impl Journal {
         assert!(self.tail <= tail && tail <= self.head, "the tail moves forward within the ring");
         self.tail = tail;
     }
-    /// Large entries in batches that are not flushed.
-    #[must_use]
-    pub fn unflushed_larges(&self) -> u32 {
-        (self.flushed + 1..self.next_seq).filter_map(|s| self.get(s)).map(|b| b.larges).sum()
+    /// Batches up to `upto` are flushed.
+    pub fn flush_to(&mut self, upto: u64) {
+        while self.flushed < upto {
+            self.flushed += 1;
+            self.unflushed_larges -= self.get(self.flushed).map_or(0, |b| b.larges);
+        }
     }
 }
