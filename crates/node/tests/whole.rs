@@ -416,3 +416,98 @@ fn a_dead_holders_lease_is_waited_out_and_a_live_ones_is_returned() {
     let gone = w.until(Span::secs(8), |w| w.gone.contains(&ExportId(1)));
     assert!(gone, "{}", w.tail());
 }
+
+/// One node at a time suffers; the guest goes on, or opens elsewhere; in the end all is well and nothing is missing.
+fn one_thing_after_another(seed: u64, steps: u32) {
+    let mut chance = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut roll = move |below: u64| {
+        chance ^= chance << 13;
+        chance ^= chance >> 7;
+        chance ^= chance << 17;
+        chance % below
+    };
+    let (mut w, branch) = made(1);
+    let (mut home, mut export) = (1, 1);
+    w.must_open(home, export, "v", false);
+    let mut load = Load::new(&w, home, export, 600);
+    for _ in 0..steps {
+        load.run(&mut w, Span::millis(50 + roll(400)));
+        let n = 1 + u32::try_from(roll(3)).unwrap();
+        let (id, what) = (NodeId(n), roll(7));
+        let pause = Span::millis(20 + roll(2500));
+        match what {
+            0 | 1 => {
+                let power = what == 1;
+                if power {
+                    w.power_off(n)
+                } else {
+                    w.kill(n)
+                };
+                if n == home {
+                    load.forget();
+                    home = 1 + n % 3;
+                    export += 1;
+                    w.must_open(home, export, "v", true);
+                    load.move_to(home, export);
+                }
+                load.run(&mut w, pause);
+                w.start(n);
+            }
+            2 => w.drop_wires(|a, b| a == id || b == id),
+            3 if n != home => {
+                w.hosts.get_mut(&id).unwrap().frozen = true;
+                load.run(&mut w, pause);
+                w.hosts.get_mut(&id).unwrap().frozen = false;
+            }
+            4 => {
+                w.metad.leaderless = true;
+                load.run(&mut w, pause);
+                w.metad.leaderless = false;
+            }
+            5 => {
+                let other = NodeId(1 + n % 3);
+                w.cut.insert((id, other));
+                load.run(&mut w, pause);
+                w.mend();
+            }
+            _ => {
+                load.forget();
+                home = 1 + home % 3;
+                export += 1;
+                w.must_open(home, export, "v", true);
+                load.move_to(home, export);
+            }
+        }
+        heals(&mut w, branch);
+    }
+    load.drain(&mut w);
+    w.run(Span::secs(2));
+    heals(&mut w, branch);
+    same_everywhere(&w, branch, &[1, 2, 3]);
+    load.check(&mut w, home, export);
+}
+
+#[test]
+fn nothing_is_missing_after_one_thing_after_another() {
+    let seeds = std::option_env!("SEEDS").map_or(0..3, |s| {
+        let (a, b) = s.split_once("..").unwrap();
+        a.parse().unwrap()..b.parse().unwrap()
+    });
+    for seed in seeds {
+        println!("seed {seed}");
+        one_thing_after_another(seed, 6);
+    }
+}
+
+#[test]
+fn an_idle_cluster_hardly_wakes() {
+    let (mut w, _) = made(1);
+    w.must_open(1, 1, "v", false);
+    w.must_write(1, 1, 0, &[1; 4096]);
+    w.run(Span::secs(20));
+    let before = w.turns;
+    w.run(Span::secs(10));
+    let each = (w.turns - before) / 30;
+    // Heartbeats, pings and lease renewals, their answers, and what is sent for them.
+    assert!(each < 40, "{each} turns per node and second");
+}

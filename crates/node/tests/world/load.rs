@@ -81,6 +81,10 @@ impl Load {
     pub fn forget(&mut self) {
         self.flying.clear();
     }
+    /// Goes on through another export.
+    pub fn move_to(&mut self, n: u32, export: u64) {
+        (self.n, self.export) = (n, export);
+    }
     pub fn drain(&mut self, w: &mut World) {
         for t in self.flying.keys().copied().collect::<Vec<_>>() {
             w.wait(self.export, t, Span::secs(8)).unwrap();

@@ -123,6 +123,7 @@ impl Metad {
                 if let Some(kept) = self.answers.get(&request) {
                     return kept.clone();
                 }
+                self.heard.insert(node, (now, process));
                 let answer = self.attach(now, &volume, (node, process, kind), force);
                 self.answers.insert(request, answer.clone());
                 answer

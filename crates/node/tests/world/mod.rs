@@ -59,6 +59,8 @@ pub struct World {
     pub closed: BTreeSet<(NodeId, LinkId)>,
     next_ticket: u64,
     dice: u64,
+    /// Turns of all nodes so far.
+    pub turns: u64,
     /// Turns at the same time.
     still: u32,
 }
@@ -104,6 +106,7 @@ impl World {
             next_ticket: 0,
             dice: 7,
             still: 0,
+            turns: 0,
         };
         (1..=n).for_each(|i| w.start(i));
         w
@@ -177,6 +180,11 @@ impl World {
         }
         self.drop_wires(|a, b| a == id || b == id);
     }
+    /// All hear each other again. A connection that has lost bytes is broken: TCP never leaves a hole.
+    pub fn mend(&mut self) {
+        let cut = std::mem::take(&mut self.cut);
+        self.drop_wires(|a, b| cut.contains(&(a, b)) || cut.contains(&(b, a)));
+    }
     pub fn drop_wires(&mut self, which: impl Fn(NodeId, NodeId) -> bool) {
         let (gone, kept) =
             std::mem::take(&mut self.wires).into_iter().partition(|w: &Wire| which(w.ends[0].0, w.ends[1].0));
@@ -246,6 +254,7 @@ impl World {
                 touched.insert(*id);
             }
         }
+        self.turns += touched.len() as u64;
         for id in touched {
             self.drain(id);
             if let Some(node) = self.hosts.get_mut(&id).unwrap().node.as_mut() {
@@ -391,7 +400,14 @@ impl World {
     /// The last things that were worth a log line.
     pub fn tail(&self) -> String {
         let last: Vec<String> = self.notices.iter().rev().take(40).map(|n| format!("{n:?}")).collect();
-        format!("now {:?}, {:#?}", self.now, last)
+        let mut state = String::new();
+        for (id, host) in &self.hosts {
+            let Some(node) = &host.node else { continue };
+            let attempts: Vec<_> = node.attempts().collect();
+            let sessions = node.session_statuses();
+            state += &format!("{id} {:?}: {sessions:?} {attempts:?} {:?}\n", host.process, node.links());
+        }
+        format!("now {:?}, {:#?}\n{state}", self.now, last)
     }
     pub fn noticed(&self, what: impl Fn(&Notice) -> bool) -> usize {
         self.notices.iter().filter(|(_, _, n)| what(n)).count()
