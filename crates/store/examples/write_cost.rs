@@ -1,5 +1,5 @@
 //! CPU cost of a 4 KiB write in the store, the drive left out: `cargo run --release -p store --example write_cost`.
-#![allow(clippy::disallowed_types, clippy::unwrap_used, reason = "a measurement")]
+#![allow(clippy::disallowed_types, clippy::unwrap_used, clippy::too_many_lines, reason = "a measurement")]
 
 use proto::message::{BranchInfo, ChunkRecord, Request, RequestFrame, Scope};
 use proto::*;
