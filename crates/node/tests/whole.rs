@@ -19,7 +19,11 @@ fn pattern(seed: u8, len: usize) -> Vec<u8> {
 
 /// Three nodes and a volume that is ready.
 fn made(chunks: u32) -> (World, BranchId) {
-    let mut w = World::new(3);
+    made_among(3, chunks)
+}
+/// The same; further nodes have no replica of it.
+fn made_among(nodes: u32, chunks: u32) -> (World, BranchId) {
+    let mut w = World::new(nodes);
     w.run(Span::millis(300));
     let branch = w.metad.create("v", chunks, &[1, 2, 3]);
     let ready = w.until(Span::secs(5), |w| w.metad.volumes[&branch].placement.is_none());
@@ -426,13 +430,14 @@ fn one_thing_after_another(seed: u64, steps: u32) {
         chance ^= chance << 17;
         chance % below
     };
-    let (mut w, branch) = made(1);
+    // A fourth node holds no replica; a session may live there too.
+    let (mut w, branch) = made_among(4, 2);
     let (mut home, mut export) = (1, 1);
     w.must_open(home, export, "v", false);
-    let mut load = Load::new(&w, home, export, 600);
+    let mut load = Load::new(&w, home, export, 6000);
     for _ in 0..steps {
         load.run(&mut w, Span::millis(50 + roll(400)));
-        let n = 1 + u32::try_from(roll(3)).unwrap();
+        let n = 1 + u32::try_from(roll(4)).unwrap();
         let (id, what) = (NodeId(n), roll(7));
         let pause = Span::millis(20 + roll(2500));
         match what {
@@ -445,7 +450,7 @@ fn one_thing_after_another(seed: u64, steps: u32) {
                 };
                 if n == home {
                     load.forget();
-                    home = 1 + n % 3;
+                    home = 1 + n % 4;
                     export += 1;
                     w.must_open(home, export, "v", true);
                     load.move_to(home, export);
@@ -465,14 +470,14 @@ fn one_thing_after_another(seed: u64, steps: u32) {
                 w.metad.leaderless = false;
             }
             5 => {
-                let other = NodeId(1 + n % 3);
+                let other = NodeId(1 + (n + u32::try_from(roll(3)).unwrap()) % 4);
                 w.cut.insert((id, other));
                 load.run(&mut w, pause);
                 w.mend();
             }
             _ => {
                 load.forget();
-                home = 1 + home % 3;
+                home = 1 + home % 4;
                 export += 1;
                 w.must_open(home, export, "v", true);
                 load.move_to(home, export);
