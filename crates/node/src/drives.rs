@@ -188,6 +188,9 @@ impl Node {
             }
         }
         self.by_drive.insert(drive, ix);
+        if let Some((index, replicas)) = self.deletes.remove(&drive) {
+            self.jobs.push_back(Job::Store(ix, store::Event::Delete { replicas, index }));
+        }
         self.out.push_back(Effect::DriveOpened { handle, drive });
         // Whoever is connected was told of our drives without this one: let them hear it afresh.
         for link in self.links.all(|l| l.is_up() && l.source.is_some()) {

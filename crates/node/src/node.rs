@@ -14,10 +14,10 @@ use crate::seats::{Instance, Seat, SeatId, Seats};
 use crate::serve::HeldFence;
 use crate::shutdown::Stopping;
 use crate::verify::Verifies;
-use proto::control::{MetaAnswer, MetaRequest, WatchUpdate};
+use proto::control::{HeldReplica, MetaAnswer, MetaRequest, WatchUpdate};
 use proto::handshake::Identity;
 use proto::message::{Reply, ReplyFrame, RequestFrame};
-use proto::{BranchId, DriveId, Epoch, Map, NodeId, Time};
+use proto::{BranchId, DriveId, Epoch, LogIndex, Map, NodeId, Time};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use store::Source;
 
@@ -51,6 +51,8 @@ pub struct Node {
     pub(crate) drives: Vec<Drive>,
     pub(crate) by_drive: Map<DriveId, usize>,
     pub(crate) by_handle: BTreeMap<u32, usize>,
+    /// metad's orders to erase, for drives that are not open yet.
+    pub(crate) deletes: BTreeMap<DriveId, (LogIndex, Vec<HeldReplica>)>,
     pub(crate) seats: Seats,
     /// Branches whose maintenance session metad wants here; and not before when.
     pub(crate) appointed: BTreeMap<BranchId, Time>,
@@ -93,6 +95,7 @@ impl Node {
             drives: Vec::new(),
             by_drive: Map::default(),
             by_handle: BTreeMap::new(),
+            deletes: BTreeMap::new(),
             seats: Seats::default(),
             appointed: BTreeMap::new(),
             pulls: Pulls::new(),
@@ -376,8 +379,10 @@ impl Node {
             }
             WatchUpdate::Fenced { branch, epoch } => self.revoke(self.me(), branch, epoch),
             WatchUpdate::Delete { drive, replicas, index } => {
-                if let Some(ix) = self.open_drive(drive) {
-                    self.jobs.push_back(Job::Store(ix, store::Event::Delete { replicas, index }));
+                match self.open_drive(drive) {
+                    Some(ix) => self.jobs.push_back(Job::Store(ix, store::Event::Delete { replicas, index })),
+                    // Kept until it is open; the newest order alone counts.
+                    None => drop(self.deletes.insert(drive, (index, replicas))),
                 }
             }
             WatchUpdate::Down(drives) => self.tell_all(&volume::Event::Down { drives }),

@@ -516,3 +516,35 @@ fn an_idle_cluster_hardly_wakes() {
     // Heartbeats, pings and lease renewals, their answers, and what is sent for them.
     assert!(each < 40, "{each} turns per node and second");
 }
+
+#[test]
+fn an_export_that_comes_back_while_its_session_closes_waits_for_the_next_one() {
+    let (mut w, branch) = made(1);
+    w.must_open(1, 1, "v", false);
+    w.must_write(1, 1, 0, &[4; 4096]);
+    w.close(1, 1);
+    let closing = |w: &World| {
+        let state = w.node(1).session(branch).map(|s| s.status().state);
+        state == Some(proto::control::SessionState::Closing)
+    };
+    assert!(w.until(Span::secs(3), closing), "{}", w.tail());
+    w.must_open(1, 2, "v", false);
+    assert_eq!(w.metad.volumes[&branch].epoch, proto::Epoch(3), "made, first guest, second guest");
+    assert_eq!(w.read(1, 2, 0, 4096), [4; 4096]);
+}
+
+#[test]
+fn an_order_to_erase_reaches_a_drive_that_is_not_open_yet() {
+    let (mut w, branch) = made(1);
+    w.run(Span::secs(1));
+    let held = w.node(3).stores().next().unwrap().1.replicas();
+    assert_eq!(held.iter().map(|r| r.branch).collect::<Vec<_>>(), [branch]);
+    w.kill(3);
+    w.start(3);
+    let drive = world::drive_of(3);
+    let order = WatchUpdate::Delete { drive, replicas: held.clone(), index: proto::LogIndex(99) };
+    w.event(3, Event::Watch(order));
+    let erased = w.until(Span::secs(3), |w| w.metad.deleted == held);
+    assert!(erased, "{:?} {}", w.metad.deleted, w.tail());
+    assert_eq!(w.node(3).stores().next().unwrap().1.replicas(), []);
+}

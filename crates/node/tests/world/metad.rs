@@ -1,7 +1,9 @@
 //! A metad small enough to read at once: one process, nothing lost, every rule of `apply` that a node can meet.
 
 use super::{drive_of, summary};
-use proto::control::{Attached, MetaAnswer, MetaRefusal, MetaRequest, SessionKind, VolumeRef, WatchUpdate};
+use proto::control::{
+    Attached, HeldReplica, MetaAnswer, MetaRefusal, MetaRequest, SessionKind, VolumeRef, WatchUpdate,
+};
 use proto::limits::NODE_DEAD;
 use proto::{
     BranchId, ChunkIndex, ConfigNumber, Configuration, DriveId, Epoch, Generation, Geometry, Incarnation,
@@ -34,6 +36,8 @@ pub struct Metad {
     /// Answers nothing but `Unavailable`.
     pub leaderless: bool,
     pub detached_cleanly: u32,
+    /// What nodes say they have erased.
+    pub deleted: Vec<HeldReplica>,
 }
 
 impl Metad {
@@ -49,6 +53,7 @@ impl Metad {
             pending: vec![],
             leaderless: false,
             detached_cleanly: 0,
+            deleted: vec![],
         }
     }
     /// A volume of some chunks of 16 MiB on these nodes, made by a maintenance session on the first.
@@ -165,7 +170,10 @@ impl Metad {
                 self.confirmed.insert(drive);
                 MetaAnswer::DriveConfirmed { drive }
             }
-            MetaRequest::Deleted { .. } => MetaAnswer::Ok,
+            MetaRequest::Deleted { replicas, .. } => {
+                self.deleted.extend(replicas);
+                MetaAnswer::Ok
+            }
             MetaRequest::Volumes { .. } => MetaAnswer::Volumes(vec![]),
         }
     }
