@@ -9,7 +9,7 @@ use proto::{ClusterId, NodeId, ProcessNumber};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 /// After a refusal that will not change by itself.
 const AGAIN_REFUSED: Duration = Duration::from_secs(5);
@@ -35,6 +35,8 @@ pub struct Member {
     shard: Sender<ToShard>,
     /// Drives to be registered, by id.
     drives: Mutex<BTreeMap<u64, RegisterDrive>>,
+    /// A drive was added.
+    more: Notify,
     /// How many drives metad has been told of, or none yet.
     registered: watch::Sender<Option<usize>>,
     seen: Mutex<Seen>,
@@ -56,6 +58,7 @@ impl Member {
             request,
             shard,
             drives: Mutex::default(),
+            more: Notify::new(),
             registered: watch::Sender::new(None),
             seen: Mutex::default(),
         }
@@ -69,6 +72,7 @@ impl Member {
     /// A drive was opened by this process: metad is to know it before the node speaks of it.
     pub fn add_drive(&self, drive: RegisterDrive) {
         locked(&self.drives).insert(drive.drive, drive);
+        self.more.notify_one();
     }
 
     fn is_registered(&self) -> bool {
@@ -77,12 +81,13 @@ impl Member {
 
     /// Registers, again and again until metad takes it; then whenever a drive comes.
     pub async fn keep_registered(self: Arc<Self>) {
-        let mut wait = AGAIN;
         loop {
-            if !self.is_registered() {
-                wait = self.register().await;
+            if self.is_registered() {
+                self.more.notified().await;
+            } else {
+                let wait = self.register().await;
+                tokio::time::sleep(wait).await;
             }
-            tokio::time::sleep(wait).await;
         }
     }
 
@@ -94,7 +99,7 @@ impl Member {
                 tracing::info!(drives = count, "registered with metad");
                 locked(&self.seen).refused = None;
                 self.registered.send_replace(Some(count));
-                AGAIN
+                Duration::ZERO
             }
             Err(CallError::Unavailable) => AGAIN,
             Err(error @ CallError::Refused(_)) => {

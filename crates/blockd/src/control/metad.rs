@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Status, Streaming};
+use tonic::{Code, Status, Streaming};
 
 const CONNECT_WITHIN: Duration = Duration::from_millis(300);
 /// A connection on which nothing moves is asked for a sign of life after this, and given up after as much again.
@@ -137,6 +137,12 @@ impl Metad {
         let leader = detail.as_ref().and_then(|d| d.leader.clone());
         if let Some(d) = detail.filter(|d| d.code != api::error::NOT_LEADER && d.leader.is_none()) {
             return Err(CallError::Refused(format!("{} ({}) {}", d.message, d.cause, d.fix)));
+        }
+        if !matches!(
+            status.code(),
+            Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown | Code::Internal
+        ) {
+            return Err(CallError::Refused(status.message().into()));
         }
         tracing::debug!(metad = address, status = %status.message(), "metad did not answer");
         let hinted = leader.as_ref().is_some_and(|l| !l.is_empty());
