@@ -1,7 +1,7 @@
 //! The node as the shard sees it: a machine that decides everything.
 
-use node::{Effect, Event, LinkId, Node};
-use proto::Time;
+use node::{Effect, Event, LinkId, Node, VerifyState};
+use proto::{RequestId, Time};
 
 /// `node::Node`; a trait so that the edge's own tests can put a plain machine in its place.
 pub trait Core {
@@ -14,6 +14,8 @@ pub trait Core {
     fn next_wake(&self) -> Time;
     /// A buffer of `Effect::Send`, sent.
     fn recycle(&mut self, buffer: Vec<u8>);
+    /// How far a `volume verify` is that this node's session does.
+    fn verification(&self, request: RequestId) -> Option<VerifyState>;
 }
 
 impl Core for Node {
@@ -31,5 +33,8 @@ impl Core for Node {
     }
     fn recycle(&mut self, buffer: Vec<u8>) {
         Node::recycle(self, buffer);
+    }
+    fn verification(&self, request: RequestId) -> Option<VerifyState> {
+        self.verify(request).cloned()
     }
 }

@@ -310,6 +310,7 @@ impl<C: Core> Shard<C> {
             }
             ToShard::Drive { drive, opening } => self.add_drive(now, drive, opening),
             ToShard::Status(reply) => reply(self.status()),
+            ToShard::Verification { request, reply } => reply(self.core.verification(request)),
             ToShard::Stop => self.stop(now),
         }
     }

@@ -5,10 +5,11 @@ use super::{Status, ToShard, metrics, thread};
 use crate::format;
 use crate::state_dir::StateDir;
 use api::v1::blockd_admin_server::{BlockdAdmin, BlockdAdminServer};
+use api::v1::blockd_verify_server::{BlockdVerify, BlockdVerifyServer};
 use api::v1::{
     AddDriveAnswer, AddDriveRequest, BlockdDrive, BlockdPeer, BlockdSession, BlockdSessions,
     BlockdSessionsRequest, BlockdStatus, BlockdStatusRequest, ResyncProgress, SessionKind, SessionState,
-    ShutdownAnswer, ShutdownRequest,
+    ShutdownAnswer, ShutdownRequest, VerificationRequest, VerificationState,
 };
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -49,8 +50,10 @@ pub fn routes(member: &Arc<Member>, facts: &Arc<Facts>) -> Routes {
             }),
         )
         .route("/healthz", axum::routing::get(move || async move { health(&h).await }));
-    let admin = Admin { member: member.clone(), facts: facts.clone() };
-    Routes::from(pages).add_service(BlockdAdminServer::new(admin))
+    let admin = || Admin { member: member.clone(), facts: facts.clone() };
+    Routes::from(pages)
+        .add_service(BlockdAdminServer::new(admin()))
+        .add_service(BlockdVerifyServer::new(admin()))
 }
 
 /// 200 while the shard turns and no drive has failed; else the reasons.
@@ -203,5 +206,26 @@ impl BlockdAdmin for Admin {
         tracing::warn!(reason = request.into_inner().reason, "told to stop");
         self.member.shard().send(ToShard::Stop);
         Ok(Response::new(ShutdownAnswer {}))
+    }
+}
+
+#[tonic::async_trait]
+impl BlockdVerify for Admin {
+    async fn verification(
+        &self,
+        request: Request<VerificationRequest>,
+    ) -> Result<Response<VerificationState>, Refusal> {
+        let id = <[u8; 16]>::try_from(request.into_inner().request)
+            .map_err(|_| Refusal::invalid_argument("a request id has 16 bytes"))?;
+        let id = proto::RequestId(u128::from_be_bytes(id));
+        let state = self.member.verification(id).await;
+        Ok(Response::new(state.map_or_else(VerificationState::default, |s| VerificationState {
+            known: true,
+            finished: s.finished,
+            checked_bytes: s.done,
+            total_bytes: s.total,
+            differing: s.differing,
+            error: s.error.map(|e| e.to_string()).unwrap_or_default(),
+        })))
     }
 }

@@ -5,7 +5,7 @@ use super::{ToControl, ToShard};
 use crate::mailbox::Sender;
 use api::v1::{RegisterDrive, RegisterRequest, WatchRequest};
 use proto::control::{DriveStatus, MetaAnswer, MetaRequest, NodeSummary, SessionStatus, WatchUpdate};
-use proto::{ClusterId, NodeId, ProcessNumber};
+use proto::{ClusterId, NodeId, ProcessNumber, RequestId};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -186,6 +186,15 @@ impl Member {
         // The receiver is gone only if the asker has hung up.
         self.shard.send(ToShard::Status(Box::new(move |s| drop(tx.send(s)))));
         tokio::time::timeout(Duration::from_secs(2), rx).await.ok()?.ok()
+    }
+
+    /// How far a `volume verify` is; `None`: not known here, or no answer.
+    pub async fn verification(&self, request: RequestId) -> Option<node::VerifyState> {
+        let (tx, rx) = tokio::sync::oneshot::channel();
+        // The receiver is gone only if the asker has hung up.
+        let reply = Box::new(move |s| drop(tx.send(s)));
+        self.shard.send(ToShard::Verification { request, reply });
+        tokio::time::timeout(Duration::from_secs(2), rx).await.ok()?.ok()?
     }
 
     pub fn shard(&self) -> &Sender<ToShard> {

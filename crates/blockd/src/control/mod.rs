@@ -9,9 +9,9 @@ pub mod thread;
 use crate::device::Drive;
 use crate::export::ConnId;
 use crate::shard::DriveCounts;
-use node::LinkId;
+use node::{LinkId, VerifyState};
 use proto::control::{MetaAnswer, MetaRequest, WatchUpdate};
-use proto::{BranchId, OpenId};
+use proto::{BranchId, OpenId, RequestId};
 use std::net::SocketAddr;
 
 /// Who wants to know of volumes.
@@ -62,6 +62,11 @@ pub enum ToShard {
         opening: OpenId,
     },
     Status(Box<dyn FnOnce(Status) + Send>),
+    /// How far a `volume verify` is.
+    Verification {
+        request: RequestId,
+        reply: Box<dyn FnOnce(Option<VerifyState>) + Send>,
+    },
     /// Drain, flush, close, end.
     Stop,
 }

@@ -63,6 +63,10 @@ impl Plain {
 }
 
 impl Core for Plain {
+    fn verification(&self, _: proto::RequestId) -> Option<node::VerifyState> {
+        None
+    }
+
     fn handle(&mut self, _: Time, event: Event) {
         assert!(self.effects.is_empty(), "drained before the next event");
         match event {

@@ -94,9 +94,9 @@ pub fn replica() -> Result<String> {
         bail!("stalled for {stall:.0} ms\n{figures}");
     }
     let shown = c.json(&["volume", "show", "vol1"])?;
-    let (state, reason) = (shown["state"].as_str().unwrap_or(""), shown["reason"].as_str().unwrap_or(""));
-    let _ = writeln!(figures, "volume show: {state}: {reason}");
-    if state != "degraded" || reason.is_empty() {
+    let (state, faults) = (shown["state"].as_str().unwrap_or(""), shown["faults"].to_string());
+    let _ = writeln!(figures, "volume show: {state}: {faults}");
+    if state != "degraded" || shown["faults"].as_array().is_none_or(Vec::is_empty) {
         bail!("volume show does not say degraded and why: {shown}");
     }
     c.start(&victim)?;
@@ -285,7 +285,7 @@ pub fn gone() -> Result<String> {
     let mut progress = 0;
     while start.elapsed() < Duration::from_secs(90) {
         let shown = c.json(&["volume", "show", "closed"])?;
-        if shown["resync"]["eta_s"].is_u64() {
+        if shown["resync"]["left_seconds"].is_u64() {
             progress += 1;
         }
         let whole = |v: &str| Ok::<_, anyhow::Error>(c.json(&["volume", "show", v])?["state"] == "healthy");
