@@ -107,9 +107,10 @@ impl Node {
                 }
             }
             Phase::Live(live) if live.closing || wanted => {}
-            Phase::Live(_) => {
-                let idle = seat.linger.is_none_or(|at| at <= now) || self.stopping.is_some();
-                if idle {
+            Phase::Live(live) => {
+                // whoever verifies a volume wants an answer from one session
+                let idle = seat.linger.is_none_or(|at| at <= now) && !self.verifies.running(live.branch);
+                if idle || self.stopping.is_some() {
                     self.close_seat(now, id);
                 }
             }

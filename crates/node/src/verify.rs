@@ -38,6 +38,12 @@ pub(crate) struct Verifies {
     next: Vec<RequestId>,
 }
 
+impl Verifies {
+    pub fn running(&self, branch: BranchId) -> bool {
+        self.all.values().any(|v| v.branch == branch && !v.finished)
+    }
+}
+
 impl Node {
     /// metad's order; a repeat of one that is known changes nothing.
     pub(crate) fn verify_wanted(&mut self, branch: BranchId, request: RequestId) {

@@ -84,7 +84,9 @@ pub fn output(c: &mut Command) -> Result<String> {
     let shown = shown(c);
     let out = c.stderr(Stdio::piped()).output().with_context(|| format!("cannot start: {shown}"))?;
     if !out.status.success() {
-        bail!("failed ({}): {shown}\n{}", out.status, String::from_utf8_lossy(&out.stderr).trim_end());
+        let said =
+            [out.stdout, out.stderr].map(|b| String::from_utf8_lossy(&b).trim_end().to_owned()).join("\n");
+        bail!("failed ({}): {shown}\n{}", out.status, said.trim());
     }
     Ok(String::from_utf8_lossy(&out.stdout).into_owned())
 }

@@ -391,9 +391,25 @@ const NOT_READY: u32 = 1204;
 /// Until a session is there.
 const APPOINT: Duration = Duration::from_secs(30);
 
+/// A session that closes meanwhile (its guest has gone) leaves the volume to another one: that is asked anew.
 async fn verify(context: &Context, name: &str, timeout: Duration) -> Result<Output, CliError> {
-    let control = context.control()?;
     let begun = Instant::now();
+    loop {
+        let state = verify_once(context, name, timeout, begun).await?;
+        if state.error.is_empty() || begun.elapsed() > timeout.min(APPOINT) {
+            return Ok(verified(name, &state, begun.elapsed()));
+        }
+        tokio::time::sleep(LOOK * 2).await;
+    }
+}
+
+async fn verify_once(
+    context: &Context,
+    name: &str,
+    timeout: Duration,
+    begun: Instant,
+) -> Result<v1::VerificationState, CliError> {
+    let control = context.control()?;
     let request = request_id()?;
     let node = loop {
         let r = v1::VerifyVolumeRequest { name: name.into(), request: request.clone() };
@@ -421,7 +437,7 @@ async fn verify(context: &Context, name: &str, timeout: Duration) -> Result<Outp
         let r = v1::VerificationRequest { request: request.clone() };
         let s = admin.verification(r).await.map_err(|s| refused(&s))?.into_inner();
         if s.finished {
-            return Ok(verified(name, &s, begun.elapsed()));
+            return Ok(s);
         }
         if begun.elapsed() > timeout {
             let message = format!("volume \"{name}\" is not verified after {} s", timeout.as_secs());
