@@ -20,6 +20,8 @@ const TRY: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(50);
 /// How long a request is repeated: an election and more.
 pub const PATIENCE: Duration = Duration::from_secs(15);
+/// Where nobody answers, not even to say that it does not lead.
+const NOBODY: Duration = Duration::from_secs(5);
 /// `meta`'s code of "the leader changed while it was under way".
 const OUTCOME_UNKNOWN: u32 = 1009;
 
@@ -38,6 +40,29 @@ pub enum ControlError {
 }
 
 pub type Client = ClusterServiceClient<Channel>;
+
+/// What came of the tries so far.
+#[derive(Default)]
+struct Tried {
+    /// Somebody answered, or may have.
+    answered: bool,
+    cause: String,
+    /// Once a try was sent and not answered, nobody knows whether it was done.
+    unknown: Option<String>,
+}
+impl Tried {
+    fn unknown(&mut self, cause: String) -> Option<String> {
+        self.answered = true;
+        self.unknown = Some(cause);
+        None
+    }
+    fn error(self, endpoints: String) -> ControlError {
+        match self.unknown {
+            Some(cause) => ControlError::Unknown { cause },
+            None => ControlError::Unreachable { endpoints, cause: self.cause },
+        }
+    }
+}
 
 /// What is known of the metads.
 struct Directory {
@@ -87,37 +112,39 @@ impl Control {
     where
         F: Future<Output = Result<Response<T>, Status>>,
     {
-        let deadline = Instant::now() + self.patience;
-        // Once a try was sent and not answered, nobody knows whether it was done.
-        let mut maybe_done = None;
+        let begun = Instant::now();
+        let mut tried = Tried::default();
         loop {
             let (address, client) = self.pick()?;
-            let until = deadline.min(Instant::now() + TRY);
-            let (leader, cause) = match tokio::time::timeout_at(until, ask(client)).await {
+            let left = self.patience_for(&tried).saturating_sub(begun.elapsed());
+            if left.is_zero() {
+                return Err(tried.error(self.locked().endpoints.join(",")));
+            }
+            let leader = match tokio::time::timeout(TRY.min(left), ask(client)).await {
                 Ok(Ok(answer)) => return Ok(answer.into_inner()),
-                Err(_) => {
-                    maybe_done = Some(format!("{address} is silent"));
-                    (None, format!("{address} is silent"))
-                }
+                Err(_) => tried.unknown(format!("{address} is silent")),
                 Ok(Err(status)) => match sort(&status) {
                     Sorted::Refused(detail) => return Err(ControlError::Refused(detail)),
-                    Sorted::Elsewhere(leader) => (leader, "none of them leads".into()),
-                    Sorted::Unreached(cause) => (None, cause),
-                    Sorted::Unknown(cause) => {
-                        maybe_done = Some(cause.clone());
-                        (None, cause)
+                    Sorted::Elsewhere(leader) => {
+                        tried.answered = true;
+                        tried.cause = "none of them leads".into();
+                        leader
                     }
+                    Sorted::Unreached(cause) => {
+                        tried.cause = cause;
+                        None
+                    }
+                    Sorted::Unknown(cause) => tried.unknown(cause),
                 },
             };
-            if Instant::now() >= deadline {
-                return Err(match maybe_done {
-                    Some(cause) => ControlError::Unknown { cause },
-                    None => ControlError::Unreachable { endpoints: self.locked().endpoints.join(","), cause },
-                });
-            }
             self.turn(&address, leader);
-            tokio::time::sleep(PAUSE.min(deadline - Instant::now())).await;
+            tokio::time::sleep(PAUSE).await;
         }
+    }
+
+    /// Where nobody has answered at all there is no election to wait for.
+    fn patience_for(&self, tried: &Tried) -> Duration {
+        if tried.answered { self.patience } else { self.patience.min(NOBODY) }
     }
 
     fn pick(&self) -> Result<(String, Client), ControlError> {
@@ -224,6 +251,15 @@ pub fn request_id() -> std::io::Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn nobody_there_is_unreachable_and_not_unknown() {
+        // Nobody listens on a port that was just given back.
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let control = Control::new(vec![port.to_string()], Duration::from_millis(300)).unwrap();
+        let error = control.call(|mut c| async move { c.status(api::v1::StatusRequest {}).await }).await;
+        assert!(matches!(error, Err(ControlError::Unreachable { .. })), "{error:?}");
+    }
 
     #[test]
     fn statuses_are_told_apart() {

@@ -15,6 +15,7 @@ use std::ops::RangeBounds;
 use std::path::Path;
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 const LOG: TableDefinition<u64, &[u8]> = TableDefinition::new("log");
@@ -28,6 +29,8 @@ const PURGED: &str = "purged";
 const APPLIED: &str = "applied";
 const MEMBERSHIP: &str = "membership";
 
+/// How long the file may still be open elsewhere.
+const OPEN_WAIT: Duration = Duration::from_secs(10);
 /// Jobs of one commit at most: it must end.
 const JOBS_PER_COMMIT: usize = 512;
 
@@ -95,6 +98,19 @@ impl Drop for Writer {
     }
 }
 
+/// Opens the file; waits for the one who had it open before and is on the way out.
+fn create(path: &Path) -> Result<Database, redb::DatabaseError> {
+    let until = Instant::now() + OPEN_WAIT;
+    loop {
+        match Database::create(path) {
+            Err(redb::DatabaseError::DatabaseAlreadyOpen) if Instant::now() < until => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            other => return other,
+        }
+    }
+}
+
 /// Clones share the database and its writer.
 #[derive(Clone)]
 pub struct Db {
@@ -105,7 +121,7 @@ pub struct Db {
 impl Db {
     /// Opens the database at `path`, or makes it.
     pub fn open(path: &Path) -> Result<Db, DatabaseError> {
-        let redb = Arc::new(Database::create(path).map_err(redb)?);
+        let redb = Arc::new(create(path).map_err(redb)?);
         // All tables exist from the first commit on, so that readers need not ask.
         let tx = redb.begin_write().map_err(self::redb)?;
         tx.open_table(LOG).map_err(self::redb)?;

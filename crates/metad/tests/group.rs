@@ -1,0 +1,188 @@
+//! Real metads in one process: an election, a leader that goes, a member that is fed by a snapshot, members that
+//! come and go, a restart.
+
+#![allow(clippy::unwrap_used, reason = "tests: a panic is the report")]
+
+use api::v1::cluster_service_client::ClusterServiceClient;
+use api::v1::raft_service_client::RaftServiceClient;
+use api::v1::{self, MetadMember};
+use metad::config::Config;
+use metad::raft::types::Raft;
+use metad::server::Metad;
+use std::path::Path;
+use std::time::{Duration, Instant};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tonic::transport::Channel;
+
+struct Running {
+    id: u64,
+    address: String,
+    raft: Raft,
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<anyhow::Result<()>>,
+}
+
+async fn start(dir: &Path, id: u64) -> Running {
+    let text = format!("id = {id}\nstate_dir = \"m{id}\"\naddress = \"127.0.0.1:0\"\n");
+    let config = Config::parse(&text, &dir.join("metad.toml")).unwrap();
+    let metad = Metad::start(&config).await.unwrap();
+    let (address, raft) = (metad.address.clone(), metad.raft.clone());
+    let (stop, stopped) = oneshot::channel();
+    let task = tokio::spawn(metad.serve(async { drop(stopped.await) }));
+    Running { id, address, raft, stop, task }
+}
+
+impl Running {
+    async fn stop(self) {
+        self.stop.send(()).unwrap();
+        self.task.await.unwrap().unwrap();
+    }
+    async fn client(&self) -> ClusterServiceClient<Channel> {
+        ClusterServiceClient::connect(format!("http://{}", self.address)).await.unwrap()
+    }
+    fn leads(&self) -> bool {
+        self.raft.metrics().borrow().current_leader == Some(self.id)
+    }
+}
+
+/// Asks one after the other until the leader has answered.
+async fn add_node(all: &[&Running], name: &str) -> Duration {
+    let begun = Instant::now();
+    let mut identity = name.as_bytes().to_vec();
+    identity.resize(16, 0);
+    let request = v1::AddNodeRequest {
+        name: name.into(),
+        zone: String::new(),
+        data_address: "127.0.0.1:1".into(),
+        identity: identity.clone(),
+        request: identity,
+    };
+    while begun.elapsed() < Duration::from_secs(10) {
+        for m in all {
+            match m.client().await.add_node(request.clone()).await {
+                Ok(node) => {
+                    assert_eq!(node.get_ref().name, name);
+                    return begun.elapsed();
+                }
+                Err(s) => {
+                    let detail = api::error::detail(&s).unwrap_or_default();
+                    assert!([api::error::NOT_LEADER, 1009].contains(&detail.code), "{s:?}");
+                }
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("nobody took {name}");
+}
+
+async fn names(m: &Running) -> Vec<String> {
+    let list = m.client().await.list_nodes(v1::ListNodesRequest {}).await.unwrap().into_inner();
+    list.nodes.into_iter().map(|n| n.name).collect()
+}
+
+fn leader<'a>(all: &[&'a Running]) -> &'a Running {
+    all.iter().find(|m| m.leads()).expect("somebody leads")
+}
+
+async fn applied(m: &Running, index: u64) {
+    m.raft.wait(Some(Duration::from_secs(10))).applied_index_at_least(Some(index), "follows").await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_group_outlives_its_leader_and_changes_its_members() {
+    let dir = tempfile::tempdir().unwrap();
+    let (m1, m2, m3) = (start(dir.path(), 1).await, start(dir.path(), 2).await, start(dir.path(), 3).await);
+    let members = [&m1, &m2, &m3]
+        .iter()
+        .map(|m| MetadMember { id: m.id, address: m.address.clone(), voter: true, matched: None })
+        .collect();
+    let init = v1::InitRequest { name: "t".into(), members, request: vec![9; 16] };
+    let made = m1.client().await.init(init.clone()).await.unwrap().into_inner();
+    let again = leader(&[&m1, &m2, &m3]).client().await.init(init).await.unwrap().into_inner();
+    assert_eq!(again.cluster, made.cluster, "a repeat has the first answer");
+    add_node(&[&m1, &m2, &m3], "a").await;
+
+    // The leader goes; another one takes over within seconds, and has what was committed.
+    let mut all = vec![m1, m2, m3];
+    let at = all.iter().position(Running::leads).expect("somebody leads");
+    let gone = all.remove(at);
+    let id = gone.id;
+    gone.stop().await;
+    let took = add_node(&[&all[0], &all[1]], "b").await;
+    assert!(took < Duration::from_secs(5), "{took:?}");
+
+    // It comes back, at the same address, and follows.
+    let back = start(dir.path(), id).await;
+    let index = leader(&[&all[0], &all[1]]).raft.metrics().borrow().last_applied.unwrap().index;
+    applied(&back, index).await;
+
+    // A fourth one gets a snapshot: the log before it is gone.
+    let lead = leader(&[&all[0], &all[1]]);
+    lead.raft.trigger().snapshot().await.unwrap();
+    let wait = lead.raft.wait(Some(Duration::from_secs(5)));
+    wait.metrics(|m| m.snapshot.is_some_and(|s| s.index >= index), "a snapshot").await.unwrap();
+    lead.raft.trigger().purge_log(index).await.unwrap();
+    lead.raft.wait(Some(Duration::from_secs(5))).metrics(|m| m.purged.is_some(), "purged").await.unwrap();
+    let m4 = start(dir.path(), 4).await;
+    let join = v1::AddMetadRequest { id: 4, address: m4.address.clone(), token: made.token.clone() };
+    let wrong = v1::AddMetadRequest { token: "x".into(), ..join.clone() };
+    assert_eq!(
+        api::error::detail(&lead.client().await.add_metad(wrong).await.unwrap_err()).unwrap().code,
+        1003
+    );
+    lead.client().await.add_metad(join).await.unwrap();
+    let wait = m4.raft.wait(Some(Duration::from_secs(5)));
+    wait.metrics(|m| m.snapshot.is_some_and(|s| s.index >= index), "it came as a snapshot").await.unwrap();
+    lead.client().await.remove_metad(v1::RemoveMetadRequest { id }).await.unwrap();
+    let shown = lead.client().await.metad(v1::MetadRequest {}).await.unwrap().into_inner();
+    assert!(shown.members.iter().any(|m| m.id == 4 && m.voter) && shown.members.iter().all(|m| m.id != id));
+
+    // Of the four, only the new one and one more are left of a group of three: still a majority.
+    back.stop().await;
+    let at = all.iter().position(Running::leads).expect("somebody leads");
+    all.remove(at).stop().await;
+    add_node(&[&all[0], &m4], "c").await;
+    assert_eq!(names(leader(&[&all[0], &m4])).await, ["a", "b", "c"]);
+    all.remove(0).stop().await;
+    m4.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_for_another_metad_or_cluster_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let m1 = start(dir.path(), 1).await;
+    let init = v1::InitRequest { name: "t".into(), members: Vec::new(), request: vec![1; 16] };
+    m1.client().await.init(init).await.unwrap();
+    let mut peer = RaftServiceClient::connect(format!("http://{}", m1.address)).await.unwrap();
+    let envelope = |to, cluster: Vec<u8>| v1::RaftEnvelope { to, from: 2, cluster };
+    for (envelope, want) in [
+        (envelope(7, Vec::new()), "this is metad 1, not 7"),
+        (envelope(1, vec![5; 16]), "this metad belongs to another cluster"),
+    ] {
+        let call = v1::RaftCall { envelope: Some(envelope), payload: Vec::new() };
+        assert_eq!(peer.vote(call.clone()).await.unwrap_err().message(), want);
+        assert_eq!(peer.append(call).await.unwrap_err().message(), want);
+    }
+    let call = v1::RaftCall { envelope: Some(envelope(1, Vec::new())), payload: vec![255; 9] };
+    assert_eq!(peer.vote(call).await.unwrap_err().code(), tonic::Code::InvalidArgument);
+    m1.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_answered_is_there_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let m1 = start(dir.path(), 1).await;
+    let init = v1::InitRequest { name: "t".into(), members: Vec::new(), request: vec![1; 16] };
+    m1.client().await.init(init).await.unwrap();
+    for name in ["a", "b"] {
+        add_node(&[&m1], name).await;
+    }
+    let address = m1.address.clone();
+    m1.stop().await;
+    let m1 = start(dir.path(), 1).await;
+    assert_eq!(m1.address, address, "the port taken last time");
+    add_node(&[&m1], "c").await;
+    assert_eq!(names(&m1).await, ["a", "b", "c"]);
+    m1.stop().await;
+}
