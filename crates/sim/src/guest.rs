@@ -80,6 +80,8 @@ pub struct Volume {
     pub number: VolumeNumber,
     pub layout: Layout,
     pub taste: Taste,
+    /// Drives are small: a write may be refused.
+    pub tight: bool,
     pub clients: Vec<Client>,
     served: u32,
     tickets: u64,
@@ -95,8 +97,8 @@ struct Drawn {
 
 impl Volume {
     #[must_use]
-    pub fn new(name: String, number: VolumeNumber, layout: Layout, taste: Taste) -> Volume {
-        Volume { name, number, layout, taste, clients: vec![], served: 0, tickets: 0 }
+    pub fn new(name: String, number: VolumeNumber, layout: Layout, taste: Taste, tight: bool) -> Volume {
+        Volume { name, number, layout, taste, tight, clients: vec![], served: 0, tickets: 0 }
     }
 
     pub fn client(&mut self, host: HostIndex, life: u64, export: ExportId) -> Option<&mut Client> {
@@ -123,7 +125,9 @@ impl Volume {
 
     /// The export is open: its number, for the judge.
     pub fn opened(&mut self, host: HostIndex, life: u64, export: ExportId, now: Time) -> Option<Entry> {
-        let number = self.served + 1;
+        // Two exports of one volume in one process share its session: no newer client is served by that.
+        let shared = |c: &Client| c.alive() && c.host == host && c.life == life && c.number == self.served;
+        let number = if self.served > 0 && self.clients.iter().any(shared) { self.served } else { self.served + 1 };
         let c = self.client(host, life, export).filter(|c| c.state == ClientState::Opening)?;
         c.number = number;
         c.state = ClientState::Open;
@@ -265,6 +269,8 @@ impl Volume {
                 Err(Odd::Length) => Outcome::Read(vec![]),
             },
             Ok(_) => Outcome::Done,
+            // Refused for want of space: nothing is lost, and nobody need have it.
+            Err(GuestError::NoSpace) if self.tight => Outcome::Gone,
             Err(GuestError::Gone) => {
                 counts.guest(Did::Unanswered);
                 Outcome::Gone

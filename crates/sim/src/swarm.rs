@@ -34,6 +34,8 @@ pub struct Swarm {
     /// Turns of a node's loop are this long at most.
     pub turn: Span,
     pub meta_delay: Span,
+    /// The drives hold little: sessions run out of credits.
+    pub tight: bool,
     /// Bytes of each drive, and of its journal.
     pub drive: u64,
     pub journal: u64,
@@ -75,6 +77,7 @@ impl Swarm {
         let count = rng.pick(&[2, 2, 2, 3]);
         let chunks = rng.within(2, 3);
         let volumes = (1..=count).map(|n| (layout(n, &mut rng), taste(&mut rng))).collect();
+        let tight = rng.permille(50);
         let drifting = rng.permille(700);
         let drift = |r: &mut Rng| i64::try_from(r.below(4001)).expect("small") - 2000;
         Swarm {
@@ -94,7 +97,8 @@ impl Swarm {
             no_cache: (0..nodes).map(|_| rng.permille(150)).collect(),
             turn: Span::micros(rng.pick(&[1, 10, 50])),
             meta_delay: Span::micros(rng.pick(&[300, 1000, 5000, 30_000])),
-            drive: rng.pick(&[32 << 20, 64 << 20]),
+            drive: if tight { 32 << 20 } else { 128 << 20 },
+            tight,
             journal: rng.pick(&[1 << 20, 2 << 20, 8 << 20]),
             down_out: rng.permille(300).then(|| Span::secs(rng.within(5, 12))),
         }

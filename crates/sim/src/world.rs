@@ -136,7 +136,7 @@ impl World {
         let hosts = (0..swarm.nodes).map(|i| make_host(i, &swarm, &mut rng)).collect();
         let volumes = swarm.volumes.iter().map(|(layout, taste)| {
             let name = format!("vol{}", layout.volume);
-            Volume::new(name, VolumeNumber(layout.volume), *layout, taste.clone())
+            Volume::new(name, VolumeNumber(layout.volume), *layout, taste.clone(), swarm.tight)
         });
         let mut w = World {
             now: Time(1_000_000_000),

@@ -72,7 +72,16 @@ impl Session {
         }
         let mut waiting = std::mem::take(&mut self.flushes);
         let mut all: Option<Vec<usize>> = None;
+        let min = u32::from(self.attached.min_in_sync);
+        let waits = self.attached.wait_when_degraded;
         waiting.retain(|f| {
+            // promise 2 holds for a FUA until it is answered: a member may have gone since it was written
+            let few = f.chunks.as_ref().is_some_and(|c| {
+                c.iter().any(|&c| self.chunks[c as usize].inter.count_ones() < min)
+            });
+            if few && waits {
+                return true;
+            }
             let mut own = vec![];
             let list: &[usize] = match &f.chunks {
                 None => all.get_or_insert_with(|| self.concerned(None)),
@@ -91,8 +100,8 @@ impl Session {
                 }
             }
             if !left {
-                self.effects
-                    .push_back(crate::Effect::Complete { ticket: f.ticket, result: Ok(GuestReply::Done) });
+                let result = if few { Err(crate::GuestError::Io) } else { Ok(GuestReply::Done) };
+                self.effects.push_back(crate::Effect::Complete { ticket: f.ticket, result });
             }
             left
         });

@@ -1,4 +1,6 @@
 //! MIN (promise 2): nothing is acknowledged with fewer than `min_in_sync` in-sync replicas.
+//!
+//! Judged for requests within one extent: a longer one is written piece by piece, each acknowledged in its own time.
 
 use super::Asked;
 use crate::counts::Property;
@@ -12,6 +14,10 @@ impl World {
         let Some((branch, epoch, min)) = self.metad.session_of(&self.volumes[v].name) else { return };
         // A late answer of an older session counts by what was in force then.
         if self.session_epoch(host, branch) != Some(epoch) {
+            return;
+        }
+        let extents: BTreeSet<_> = blocks_of(&asked.op).map(|b| (b.0, b.1 / 16)).collect();
+        if extents.len() != 1 {
             return;
         }
         let chunks: BTreeSet<_> = blocks_of(&asked.op).map(|b| b.0).collect();
