@@ -9,8 +9,11 @@ use crate::effects::index_of;
 use crate::net::HostIndex;
 use crate::world::World;
 use oracle::Entry;
-use proto::{BranchId, ChunkIndex, Configuration, DriveId, Epoch};
+use proto::{BranchId, ChunkIndex, Configuration, DriveId, Epoch, Member, Span};
 use std::collections::{BTreeMap, BTreeSet};
+
+/// What struck a machine so long ago is over.
+const LATELY: Span = Span::secs(12);
 
 type Place = (BranchId, ChunkIndex);
 
@@ -61,6 +64,21 @@ impl World {
                 self.judge_soundness(v, branch, chunk, &c);
             }
         }
+    }
+
+    /// True if for some chunk every in-sync member has lost power or was out of reach lately, and one has lost
+    /// power: then nobody sound could be asked, and a session may tell its guest so (5.6).
+    #[must_use]
+    pub fn nobody_sound(&self, v: usize) -> bool {
+        let Some(branch) = self.branch_of(v) else { return true };
+        let away = |h: usize| {
+            let h = &self.hosts[h];
+            !h.runs() || h.stopped || self.now.since(h.struck) < LATELY
+        };
+        self.metad.configurations(branch).iter().any(|(chunk, c)| {
+            let lost = |m: &Member| self.atlas.lost_power(branch, *chunk, m.place.drive);
+            c.in_sync().any(lost) && c.in_sync().all(|m| lost(m) || away(index_of(m.place.node)))
+        })
     }
 
     /// Raft committed another configuration.

@@ -10,6 +10,7 @@ use std::time::Instant;
 pub const HELP: &str = "\
 Usage: sim [--seeds N] [--from K] [--nodes N] [--bug NAME]     run N seeds (default 200) from K (default 1)
        sim --seed N [--bug NAME] [--steps]                     run one seed, with --steps: print every step
+                    [--watch VOLUME,CHUNK,BLOCK]               ... and every change of that block on any replica
        sim --bugs all [--seeds N]                              find a failing seed for every seeded bug
        sim --bugs recorded                                     run the recorded seed of every seeded bug
        sim --bugs list                                         name the seeded bugs
@@ -33,6 +34,7 @@ pub struct Cli {
     nodes: Option<usize>,
     bug: Option<&'static Bug>,
     steps: bool,
+    watch: Option<(usize, u32, u32)>,
     threads: usize,
     keep_going: bool,
 }
@@ -47,6 +49,7 @@ impl Cli {
             nodes: None,
             bug: None,
             steps: false,
+            watch: None,
             threads,
             keep_going: false,
         };
@@ -75,6 +78,7 @@ impl Cli {
                     }
                 }
                 "--steps" => c.steps = true,
+                "--watch" => c.watch = Some(watched(&value()?)?),
                 "--keep-going" => c.keep_going = true,
                 "--help" | "-h" => return Err("The simulator.".into()),
                 other => return Err(format!("{other}?")),
@@ -101,7 +105,7 @@ impl Cli {
     }
 
     fn options(&self, bugs: Bugs) -> Options {
-        Options { nodes: self.nodes, bugs, steps: self.steps }
+        Options { nodes: self.nodes, bugs, steps: self.steps, watch: self.watch }
     }
     fn bugs(&self) -> Bugs {
         self.bug.map(Bug::bugs).unwrap_or_default()
@@ -256,6 +260,13 @@ impl Cli {
 
 fn number(text: &str) -> Result<u64, String> {
     text.replace('_', "").parse().map_err(|_| format!("{text} is not a number"))
+}
+fn watched(text: &str) -> Result<(usize, u32, u32), String> {
+    let parts: Vec<u32> = text.split(',').filter_map(|p| p.parse().ok()).collect();
+    match parts[..] {
+        [volume, chunk, block] if volume > 0 => Ok((volume as usize - 1, chunk, block)),
+        _ => Err(format!("--watch {text}: volume (1 ..), chunk, block")),
+    }
 }
 fn nodes(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|n| (3..=7).contains(n)).ok_or(format!("--nodes {text}: 3 to 7"))

@@ -69,6 +69,10 @@ impl World {
     ) {
         let Some(v) = self.volume_of(host, life, export) else { return };
         self.check_answer(v, host, ticket, result);
+        if matches!(result, Err(GuestError::Io)) && self.nobody_sound(v) {
+            let volume = self.volumes[v].number;
+            self.tell(oracle::Entry::ErrorsPermitted { volume, permitted: true });
+        }
         let entry = self.volumes[v].answered((host, life, export), ticket, result, &mut self.counts);
         if let Some(entry) = entry {
             self.tell(entry);

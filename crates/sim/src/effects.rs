@@ -110,6 +110,7 @@ impl World {
     fn process_ends(&mut self, host: HostIndex) {
         self.before_end(host, false);
         let now = self.now;
+        self.hosts[host].struck = now;
         let h = &mut self.hosts[host];
         h.node = None;
         h.forget_process();
@@ -134,6 +135,7 @@ impl World {
         let h = &mut self.hosts[host];
         h.node = None;
         h.powered = false;
+        h.struck = now;
         h.forget_process();
         let mut rng = h.rng.fork();
         for d in &mut h.disks {

@@ -100,6 +100,7 @@ impl World {
 
     fn did(&mut self, kind: Fault, host: HostIndex) -> bool {
         self.counts.fault(kind);
+        self.hosts[host].struck = self.now;
         self.trace.step(self.now, 3, kind as u64, || format!("FAULT {} (n{})", kind.name(), host + 1));
         true
     }
@@ -166,6 +167,9 @@ impl World {
         let soon = |r: &mut crate::rng::Rng| Span::micros(r.within(1, 300));
         let late = |r: &mut crate::rng::Rng| Span::millis(r.within(1, 3000));
         let (a, b) = (soon(&mut self.rng), soon(&mut self.rng));
+        for h in self.net.hosts_of(conn) {
+            self.hosts[h].struck = self.now;
+        }
         let hears = match kind {
             Fault::LinkBreak => [a, b],
             _ if self.rng.permille(500) => [a, late(&mut self.rng)],
@@ -174,7 +178,9 @@ impl World {
         for (at, t) in self.net.break_conn(self.now, conn, hears) {
             self.queue.put(at, Due::Net(t));
         }
-        self.did(kind, 0)
+        self.counts.fault(kind);
+        self.trace.step(self.now, 3, kind as u64, || format!("FAULT {} ({conn:?})", kind.name()));
+        true
     }
 
     fn cut_data(&mut self, kind: Fault, host: HostIndex) -> bool {
@@ -235,6 +241,7 @@ impl World {
             }
             Ending::Data { cuts } => {
                 for (a, b) in cuts {
+                    (self.hosts[a].struck, self.hosts[b].struck) = (self.now, self.now);
                     for (at, t) in self.net.heal(self.now, a, b, &mut self.rng) {
                         self.queue.put(at, Due::Net(t));
                     }

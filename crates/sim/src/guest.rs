@@ -127,7 +127,8 @@ impl Volume {
     pub fn opened(&mut self, host: HostIndex, life: u64, export: ExportId, now: Time) -> Option<Entry> {
         // Two exports of one volume in one process share its session: no newer client is served by that.
         let shared = |c: &Client| c.alive() && c.host == host && c.life == life && c.number == self.served;
-        let number = if self.served > 0 && self.clients.iter().any(shared) { self.served } else { self.served + 1 };
+        let number =
+            if self.served > 0 && self.clients.iter().any(shared) { self.served } else { self.served + 1 };
         let c = self.client(host, life, export).filter(|c| c.state == ClientState::Opening)?;
         c.number = number;
         c.state = ClientState::Open;

@@ -39,6 +39,8 @@ pub struct Host {
     /// The process ends after so many more effects.
     pub doom: Option<(u64, End)>,
     pub turn_pending: bool,
+    /// The last time that something struck this machine.
+    pub struck: Time,
     /// The next wake that is in the queue.
     pub wake: Time,
     pub rng: Rng,

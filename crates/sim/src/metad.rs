@@ -160,6 +160,10 @@ impl Metad {
         b.session.as_ref()?;
         Some((branch, b.epoch, b.class.min_in_sync))
     }
+    #[must_use]
+    pub fn drives_of(&self, node: proto::NodeId) -> Vec<proto::DriveId> {
+        self.state.drives().iter().filter(|d| d.1.node == node).map(|d| *d.0).collect()
+    }
     /// All volumes have their records.
     #[must_use]
     pub fn ready(&self, volume: &str) -> bool {

@@ -139,6 +139,11 @@ impl Net {
         }
     }
 
+    #[must_use]
+    pub fn hosts_of(&self, conn: ConnId) -> Vec<HostIndex> {
+        self.conns.get(&conn).map(|c| c.ends.iter().map(|e| e.host).collect()).unwrap_or_default()
+    }
+
     /// Live connections, for faults to choose from.
     #[must_use]
     pub fn live(&self) -> Vec<ConnId> {

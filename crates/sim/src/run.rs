@@ -14,6 +14,8 @@ pub struct Options {
     pub bugs: Bugs,
     /// Print every step.
     pub steps: bool,
+    /// With the steps: every change of a block, on any replica (volume, chunk, block).
+    pub watch: Option<(usize, u32, u32)>,
 }
 
 /// What came of a seed.
@@ -54,6 +56,9 @@ pub fn run(seed: u64, options: Options) -> Outcome {
         println!("{swarm:#?}");
     }
     let mut world = catch_unwind(|| World::new(swarm, options.bugs, options.steps));
+    if let Ok(w) = &mut world {
+        w.watch = options.watch;
+    }
     let panicked = match &mut world {
         Ok(w) => catch_unwind(AssertUnwindSafe(|| w.run())).is_err(),
         Err(_) => true,

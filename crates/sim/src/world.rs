@@ -20,7 +20,7 @@ use crate::trace::Trace;
 use node::{Event, LinkId};
 use oracle::{Entry, Judge, VolumeNumber};
 use proto::{NodeId, Span, Time};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use store::IoId;
 use store::medium::Medium;
 
@@ -124,6 +124,9 @@ pub struct World {
     pub failure: Option<Failure>,
     /// Things that happened at this very moment.
     spins: u64,
+    /// A block of which every change is to be told (volume, chunk, block), and what the hosts held last.
+    pub watch: Option<(usize, u32, u32)>,
+    watched: BTreeMap<HostIndex, String>,
 }
 
 /// More than that at one moment is somebody who wakes for nothing.
@@ -155,6 +158,8 @@ impl World {
             operations: 0,
             failure: None,
             spins: 0,
+            watch: None,
+            watched: BTreeMap::new(),
             swarm,
             bugs,
             rng,
@@ -259,6 +264,26 @@ impl World {
             self.put(after, Due::Turn { host, life });
         }
         self.drain(host);
+        if self.watch.is_some() {
+            self.tell_watched(host);
+        }
+    }
+
+    /// For someone who follows one block through the steps.
+    fn tell_watched(&mut self, host: HostIndex) {
+        let Some((v, chunk, block)) = self.watch else { return };
+        let chunk = proto::ChunkIndex(chunk);
+        let Some(branch) = self.branch_of(v) else { return };
+        let Some(c) = self.metad.configuration(branch, chunk) else { return };
+        let Some(m) = c.members.iter().find(|m| crate::effects::index_of(m.place.node) == host) else { return };
+        let text = match self.held(m.place, branch, chunk, block) {
+            Some(held) => format!("{held:?} ({})", self.watchers.asked_by(v, chunk, block, held)),
+            None => "nothing".into(),
+        };
+        if self.watched.get(&host) != Some(&text) {
+            self.trace.note(self.now, || format!("WATCH n{} {chunk} block {block}: {text}", host + 1));
+            self.watched.insert(host, text);
+        }
     }
 
     /// Performs what the node wants, one effect after the other; it may end between any two.
@@ -422,6 +447,7 @@ fn make_host(index: usize, swarm: &Swarm, rng: &mut Rng) -> Host {
         undone: false,
         doom: None,
         turn_pending: false,
+        struck: Time::ZERO,
         wake: Time::FAR,
         rng,
     }

@@ -4,7 +4,7 @@
 //! What a replica holds is read from its store's own state (the checksum of the block); what a checksum means is known
 //! from what guests asked. A replica whose process is down, or not yet open, cannot be asked: SAME sees it later.
 
-use super::{Asked, truth::Block};
+use super::{Asked, Watchers, truth::Block};
 use crate::counts::Property;
 use crate::layout::{blocks_of, whole_blocks_of};
 use crate::world::World;
@@ -38,6 +38,16 @@ impl AckSet {
 fn distance(a: (ChunkIndex, u32), b: (ChunkIndex, u32)) -> usize {
     let at = |p: (ChunkIndex, u32)| u64::from(p.0.0) * crate::layout::CHUNK_BLOCKS + u64::from(p.1);
     usize::try_from(at(b) - at(a)).expect("within a request")
+}
+
+impl Watchers {
+    /// Who asked for these contents of a block, for messages.
+    #[must_use]
+    pub fn asked_by(&self, volume: usize, chunk: ChunkIndex, block: u32, held: Block) -> String {
+        let history = self.ackset.history.get(&(volume, chunk, block));
+        let who = history.and_then(|h| h.iter().rev().find(|h| h.1.same_as(held)));
+        who.map_or("nobody of late".into(), |w| w.0.to_string())
+    }
 }
 
 impl World {

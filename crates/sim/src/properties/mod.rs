@@ -70,7 +70,8 @@ impl World {
     ) {
         let Some(asked) = self.watchers.asked.remove(&(v, ticket)) else { return };
         // A discard of less than a block does nothing, and asks nobody.
-        let nothing = matches!(asked.op, GuestOp::Discard { .. }) && whole_blocks_of(&asked.op).next().is_none();
+        let nothing =
+            matches!(asked.op, GuestOp::Discard { .. }) && whole_blocks_of(&asked.op).next().is_none();
         if result.is_err() || nothing {
             return;
         }

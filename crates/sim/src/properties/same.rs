@@ -48,8 +48,12 @@ impl World {
                 self.counts.checked(Property::Same, 1);
                 if !other.same_as(held) {
                     let d = m.drive;
-                    let text =
-                        format!("{branch} {chunk} block {block}: {drive} has {other:?}, {d} has {held:?}");
+                    let who = |b| self.watchers.asked_by(v, chunk, block, b);
+                    let text = format!(
+                        "{branch} {chunk} block {block}: {drive} has {other:?} ({}), {d} has {held:?} ({})",
+                        who(other),
+                        who(held)
+                    );
                     return self.fail("SAME", text);
                 }
             }

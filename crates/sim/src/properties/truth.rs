@@ -73,7 +73,7 @@ impl World {
     pub fn stored_epoch(&self, place: Place, branch: BranchId) -> Option<Epoch> {
         Some(self.store(index_of(place.node), place.drive)?.branch(branch)?.epoch)
     }
-    /// What the replica must still hold after its process ends (or, `power`, its machine loses power).
+    /// What the replica holds and must hold after its process ends; and whether after a power loss too.
     #[must_use]
     pub fn at_rest(
         &self,
@@ -81,11 +81,10 @@ impl World {
         branch: BranchId,
         chunk: ChunkIndex,
         block: u32,
-        power: bool,
     ) -> Option<(Block, Version, bool)> {
         let store = self.store(index_of(place.node), place.drive)?;
         let (view, version) = store.block(branch, chunk, block, View::Head)?;
-        Some((Block::of(view), version, !power || store.is_flushed(branch, chunk, block)))
+        Some((Block::of(view), version, store.is_flushed(branch, chunk, block)))
     }
     #[must_use]
     pub fn found(

@@ -18,7 +18,9 @@ use std::collections::BTreeMap;
 struct Held {
     block: Block,
     version: Version,
-    /// The extent was at rest: everything of it acknowledged (or, after power loss, flushed).
+    /// Its entry was flushed: it survives power loss too.
+    flushed: bool,
+    /// It has to be there when the drive opens again.
     settled: bool,
 }
 
@@ -30,6 +32,9 @@ pub struct Wal {
 impl World {
     /// A process is about to end (with its machine's power, or alone): what must its drives still hold?
     pub fn before_end(&mut self, host: HostIndex, power: bool) {
+        if power && !self.hosts[host].runs() {
+            return self.power_goes_later(host);
+        }
         for v in 0..self.volumes.len() {
             let Some(branch) = self.branch_of(v) else { continue };
             let l = self.volumes[v].layout;
@@ -39,12 +44,11 @@ impl World {
                     let to = ((u64::from(chunk.0) + 1) * CHUNK_BLOCKS).min(l.first + l.blocks);
                     for b in from..to {
                         let block = u32::try_from(b % CHUNK_BLOCKS).expect("within a chunk");
-                        let Some((held, version, settled)) =
-                            self.at_rest(m.place, branch, chunk, block, power)
+                        let Some((held, version, flushed)) = self.at_rest(m.place, branch, chunk, block)
                         else {
                             continue;
                         };
-                        let held = Held { block: held, version, settled };
+                        let held = Held { block: held, version, flushed, settled: !power || flushed };
                         self.watchers
                             .wal
                             .ended
@@ -53,6 +57,16 @@ impl World {
                             .insert((branch, chunk, block), held);
                     }
                 }
+            }
+        }
+    }
+
+    /// The process has ended before; now its machine loses power too.
+    fn power_goes_later(&mut self, host: HostIndex) {
+        let drives: Vec<DriveId> = self.metad.drives_of(self.hosts[host].id);
+        for d in drives {
+            for held in self.watchers.wal.ended.get_mut(&d).into_iter().flat_map(BTreeMap::values_mut) {
+                held.settled = held.flushed;
             }
         }
     }
