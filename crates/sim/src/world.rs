@@ -275,7 +275,9 @@ impl World {
         let chunk = proto::ChunkIndex(chunk);
         let Some(branch) = self.branch_of(v) else { return };
         let Some(c) = self.metad.configuration(branch, chunk) else { return };
-        let Some(m) = c.members.iter().find(|m| crate::effects::index_of(m.place.node) == host) else { return };
+        let Some(m) = c.members.iter().find(|m| crate::effects::index_of(m.place.node) == host) else {
+            return;
+        };
         let text = match self.held(m.place, branch, chunk, block) {
             Some(held) => format!("{held:?} ({})", self.watchers.asked_by(v, chunk, block, held)),
             None => "nothing".into(),

@@ -6,6 +6,7 @@
 use crate::disk::entry::slot as slot_entry;
 use crate::disk::page::{BranchRecord, ReplicaRecord};
 use crate::event::{Effect, Notice, Source};
+use crate::intake::Blocked;
 use crate::op::{Answer, Op, Then};
 use crate::records::{AttemptState, BlockSet, Branch};
 use crate::store::{Phase, Store};
@@ -90,6 +91,14 @@ impl Store {
         Ok(())
     }
 
+    /// Writes of these replicas that have no place in the journal's order yet come to nothing: large ones whose data
+    /// is on its way, and those that wait behind them.
+    fn forget_waiting(&mut self, replicas: &[u32]) {
+        self.doom_larges(|l| replicas.contains(&l.op.replica));
+        let write = |b: &Blocked| matches!(b, Blocked::Request(..));
+        self.drop_blocked(|b, want| write(b) && replicas.contains(&want.replica));
+    }
+
     /// 5.4. Small writes admitted before are finished: they precede the epoch in the journal.
     fn fence(
         &mut self,
@@ -103,7 +112,9 @@ impl Store {
         let b = self.disk_mut().records.branch_mut(scope.branch).ok_or(Refusal::UnknownReplica)?;
         let void = std::mem::take(&mut b.credits);
         let slot = b.slot;
+        let replicas: Vec<u32> = b.replicas.values().copied().collect();
         self.credits -= void;
+        self.forget_waiting(&replicas);
         let answer = Answer::Report { source, token, branch: scope.branch, fence };
         self.push_slot(scope.branch, slot, Then::Flushed(Box::new(answer)));
         Ok(())
@@ -250,7 +261,7 @@ impl Store {
             return Err(Refusal::Invalid);
         }
         self.adopt_epoch(scope.branch, scope, None)?;
-        self.doom_larges(|l| l.op.replica == replica);
+        self.forget_waiting(&[replica]);
         self.disk_mut().records.replica_mut(replica).attempt =
             Some(AttemptState { number: attempt.number, source, written: BlockSet::default() });
         let slot = self.disk().records.branch(scope.branch).ok_or(Refusal::UnknownReplica)?.slot;
