@@ -292,7 +292,8 @@ impl Store {
         self.void_credits(|b| b.record.branch == scope.branch && b.creditor != source);
         let free = u64::from(self.disk().table.free_count());
         let spare = free.saturating_sub(self.credits + self.reserve());
-        let granted = u32::try_from(spare).unwrap_or(u32::MAX).min(want);
+        // Never all that is left: other sessions ask too, and what a resync pulls takes no credit.
+        let granted = u32::try_from(spare.div_ceil(4)).unwrap_or(u32::MAX).min(want);
         self.credits += u64::from(granted);
         let b = self.disk_mut().records.branch_mut(scope.branch).ok_or(Refusal::UnknownReplica)?;
         b.credits += u64::from(granted);

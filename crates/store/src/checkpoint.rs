@@ -506,10 +506,11 @@ impl Disk {
             return Emptiness::Not;
         }
         let r = self.records.replica(e.replica);
-        let b = &self.records.branches[r.branch as usize];
+        // A replica that is being erased may have outlived its branch's record.
         if self.records.replica_number(r.record.branch, r.record.chunk) != Some(e.replica) {
             return Emptiness::Not;
         }
+        let b = &self.records.branches[r.branch as usize];
         if b.record.parent.is_some() || e.next != NONE {
             return Emptiness::Not;
         }
