@@ -280,7 +280,8 @@ mod tests {
     fn the_leaders_address_is_asked_next_and_learned() {
         let c = Control::new(vec!["a:1".into(), "b:1".into()], PATIENCE).unwrap();
         c.turn("a:1", Some("c:1".into()));
-        assert_eq!((c.locked().current, c.locked().endpoints.len()), (2, 3));
+        assert_eq!(c.locked().current, 2);
+        assert_eq!(c.locked().endpoints.len(), 3);
         c.turn("c:1", None);
         assert_eq!(c.locked().current, 0);
         c.turn("b:1", None);

@@ -174,7 +174,7 @@ mod tests {
         assert_eq!(back["schema"], "x.list/1");
         assert_eq!(
             o.shown(Format::Yaml),
-            "schema: \"x.list/1\"\na:\n  -\n    b: 1\n    c: \"x: y\"\n  -\n    b: 2\n    c: null\ne: []\n"
+            "a:\n  -\n    b: 1\n    c: \"x: y\"\n  -\n    b: 2\n    c: null\ne: []\nschema: \"x.list/1\"\n"
         );
         assert_eq!(o.shown(Format::Table), "t");
     }
