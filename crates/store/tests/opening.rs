@@ -439,3 +439,70 @@ fn inspection_shows_what_was_written() {
     assert!(!j.lost && j.batches.len() >= 2);
     assert!(inspect::records(&s, &mut read, |_, head| assert!(head.is_some())).unwrap().is_empty());
 }
+
+/// A large write whose data is on its way, and a small one that waits behind it; then `request`; then all I/O ends.
+/// Returns what was acknowledged.
+fn behind_a_large_write(b: &mut Bench, request: Request) -> Vec<u64> {
+    let mut now = |frame: RequestFrame| {
+        b.store.handle(b.now, Event::Request { source: Source(1), frame });
+        while let Some(e) = b.store.poll() {
+            match e {
+                Effect::Io { io, op } => b.medium.submit(io, op),
+                other => b.seen.push(other),
+            }
+        }
+    };
+    for (seq, blocks) in [(1, 16), (2, 1)] {
+        let payload = Payload::copy_of(&vec![9; blocks as usize * 4096]);
+        let record = Record {
+            kind: RecordKind::Write,
+            branch: BRANCH,
+            chunk: ChunkIndex(0),
+            range: BlockRange::new(0, blocks),
+            version: Version::new(Epoch(1), seq),
+            generation: Generation(1),
+            incarnation: Incarnation(7),
+            key: KeyId(0),
+            sums: Record::sums_of(&payload),
+        };
+        now(RequestFrame {
+            token: 0,
+            scope: scope(),
+            request: Request::Write { record, payload, fresh: true },
+        });
+    }
+    now(RequestFrame { token: 5, scope: scope(), request });
+    b.event(Event::TurnEnd);
+    b.pass(Span::secs(3));
+    let acks = b.replies().into_iter().flat_map(|r| if let Reply::Acks(v) = r { v } else { vec![] });
+    acks.map(|a| a.version.seq).collect()
+}
+
+#[test]
+fn what_waits_behind_a_large_write_does_not_join_a_newer_attempt() {
+    let mut b = Bench::with_replica();
+    let (node, drive) = (NodeId(2), DriveId(3));
+    let attempt = proto::message::Attempt {
+        number: 2,
+        epoch: Epoch(1),
+        chunk: ChunkIndex(0),
+        configuration: ConfigNumber(1),
+        generation: Generation(1),
+        source: Place { node: NodeId(1), drive: DriveId(1), incarnation: Incarnation(1) },
+        source_process: ProcessNumber(1),
+        target: Place { node, drive, incarnation: Incarnation(7) },
+        target_process: ProcessNumber(1),
+    };
+    assert_eq!(behind_a_large_write(&mut b, Request::AttemptBegin { attempt }), []);
+    assert_eq!(b.read(0, 1).0, [(1, BlockState::Absent)]);
+    b.store.check();
+}
+
+#[test]
+fn what_waits_behind_a_large_write_does_not_follow_a_second_fence_of_its_own_epoch() {
+    let mut b = Bench::with_replica();
+    let fence = Request::Fence { number: 2, holder: NodeId(1) };
+    assert_eq!(behind_a_large_write(&mut b, fence), []);
+    assert_eq!(b.read(0, 1).0, [(1, BlockState::Absent)]);
+    b.store.check();
+}
