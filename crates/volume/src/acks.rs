@@ -24,7 +24,8 @@ impl Session {
         let Some(&drive) = self.drive_ix.get(&a.drive) else { return };
         let seq = a.version.seq;
         let Some(w) = self.window.get(seq) else { return };
-        let c = &self.chunks[w.chunk as usize];
+        let chunk = w.chunk;
+        let c = &self.chunks[chunk as usize];
         let Some(slot) = c.slot_of(drive) else { return };
         if w.sent & bit(slot) == 0 || w.acked & bit(slot) != 0 {
             return;
@@ -34,7 +35,7 @@ impl Session {
         let credit = w.fresh & bit(slot) != 0 && a.extents == 0;
         let refused = w.refused;
         for s in crate::members::slots(refused) {
-            self.lacks(a.chunk.0, s);
+            self.lacks(chunk, s);
         }
         let d = &mut self.drives[drive];
         d.latency = d.latency - d.latency / 8 + took.0 / 8;

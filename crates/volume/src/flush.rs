@@ -76,9 +76,10 @@ impl Session {
         let waits = self.attached.wait_when_degraded;
         waiting.retain(|f| {
             // promise 2 holds for a FUA until it is answered: a member may have gone since it was written
-            let few = f.chunks.as_ref().is_some_and(|c| {
-                c.iter().any(|&c| self.chunks[c as usize].inter.count_ones() < min)
-            });
+            let few = f
+                .chunks
+                .as_ref()
+                .is_some_and(|c| c.iter().any(|&c| self.chunks[c as usize].inter.count_ones() < min));
             if few && waits {
                 return true;
             }

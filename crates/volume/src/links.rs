@@ -83,8 +83,10 @@ impl Session {
         let x = &mut self.drives[d];
         x.failed = hello.is_some_and(|h| h.failed);
         let doubt = hello.is_some_and(|h| h.in_doubt.contains(&branch));
+        // The replica has forgotten what it granted on the old connection.
+        x.credits = 0;
         if changed {
-            (x.credits, x.full_until) = (0, Time::ZERO);
+            x.full_until = Time::ZERO;
         }
         let news = doubt && x.report.as_ref().is_some_and(|r| !r.in_doubt);
         x.episode += u64::from(doubt);
@@ -173,6 +175,10 @@ impl Session {
             })
             .collect();
         for (seq, slot) in again {
+            // What refused it before may take it now: only the answer to this sending counts.
+            if let Some(w) = self.window.get(seq) {
+                w.refused &= !bit(slot);
+            }
             self.transmit(seq, slot);
         }
     }

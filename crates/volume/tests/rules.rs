@@ -645,6 +645,36 @@ fn a_write_that_all_refuse_for_space_is_an_error_and_one_refusal_makes_stale() {
 }
 
 #[test]
+fn a_refusal_counts_no_more_once_the_write_is_sent_again() {
+    let mut w = served();
+    write(&mut w, 0, 8, 1);
+    w.calm(10);
+    let all = |w: &mut World, refuse| {
+        for n in w.nodes.values_mut() {
+            n.drives[0].refuse_writes = refuse;
+        }
+    };
+    all(&mut w, Some(Refusal::NoSpace));
+    let t = write(&mut w, 0, 5, 1);
+    while w.deliver_to_replica(0, NodeId(3)) {}
+    while w.deliver_to_session(0, NodeId(3)) {}
+    w.disconnect(0, NodeId(3));
+    w.connect(0, NodeId(3));
+    w.drive(DriveId(30)).refuse_writes = None;
+    while w.deliver_to_replica(0, NodeId(3)) {}
+    // it is written there now, and the others refuse it before the session hears of that
+    for n in [1, 2] {
+        while w.deliver_to_replica(0, NodeId(n)) {}
+        while w.deliver_to_session(0, NodeId(n)) {}
+    }
+    assert_eq!(answer(&w, t), None, "no error where in-sync replicas differ");
+    all(&mut w, None);
+    w.calm(600);
+    assert_eq!(answer(&w, t), Some(Ok(vec![])));
+    w.same().unwrap();
+}
+
+#[test]
 fn a_bad_block_is_read_elsewhere_and_repaired() {
     let mut w = served();
     write(&mut w, 0, 5, 9);
