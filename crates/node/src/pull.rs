@@ -124,13 +124,15 @@ impl Pulls {
         })
     }
 
-    /// `AttemptBegin` goes by, on its way to the store. A session has one attempt per chunk.
+    /// `AttemptBegin` goes by, on its way to the store. A session has one attempt per chunk. The next session of the
+    /// same node counts from 1 again, on the same connection: what an older one left behind is over.
     pub fn begun(&mut self, source: Source, branch: BranchId, attempt: Attempt) {
         let older: Vec<Key> = self
             .jobs
             .iter()
             .filter(|(k, j)| {
-                k.1 == branch && j.attempt.target == attempt.target && j.attempt.chunk == attempt.chunk
+                let same = j.attempt.target == attempt.target && j.attempt.chunk == attempt.chunk;
+                k.1 == branch && (same || j.attempt.epoch < attempt.epoch)
             })
             .map(|(k, _)| *k)
             .collect();

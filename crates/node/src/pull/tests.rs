@@ -210,3 +210,14 @@ fn guests_writes_slow_the_pulls_down() {
     assert_eq!(drain(&mut p).len(), WINDOW - WINDOW_BUSY);
     assert_eq!(p.next_wake(), Time::FAR);
 }
+
+#[test]
+fn the_next_session_on_the_same_connection_is_not_answered_with_what_the_older_one_asked() {
+    let mut p = listed(vec![entry(1, 5)], vec![]);
+    let (asked, _) = tokens(&drain(&mut p));
+    let next = Attempt { epoch: Epoch(5), chunk: ChunkIndex(3), ..attempt(7) };
+    p.begun(SESSION, B, next);
+    p.reply(NOW, asked[0], data(1));
+    assert!(drain(&mut p).is_empty(), "an extent of another chunk is not pulled into this one");
+    assert_eq!(p.flying, 0, "what the older one had under way counts no more");
+}
