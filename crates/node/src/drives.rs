@@ -55,10 +55,10 @@ impl Drive {
         let erased = if self.erased.is_empty() { Time::FAR } else { self.erased_at };
         ask.min(erased).min(self.store.next_wake())
     }
-    /// The branch's epoch and its holder, as stored.
+    /// The branch's epoch and its holder, as stored. Node 0: some session's that never fenced here (a resync began
+    /// under it); it may hold our lease all the same.
     pub fn on_record(&self, branch: BranchId) -> Option<(Epoch, NodeId)> {
-        let view = self.store.branch(branch)?;
-        (view.holder != NodeId(0)).then_some((view.epoch, view.holder))
+        self.store.branch(branch).map(|view| (view.epoch, view.holder))
     }
     /// Bytes that are not free.
     fn used(&self) -> u64 {
