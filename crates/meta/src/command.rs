@@ -173,6 +173,8 @@ pub enum Op {
         force: bool,
         /// No node's data network reaches the present holder's node, as the leader has heard.
         holder_unheard: bool,
+        /// The epoch that the guest last held, if it goes on.
+        after: Option<Epoch>,
     },
     Detach {
         branch: BranchId,

@@ -143,6 +143,8 @@ pub struct Branch {
     pub placement_first: u32,
     pub epoch: Epoch,
     pub session: Option<Session>,
+    /// The newest guest attach, and the newest one by any other node than that.
+    pub guests: [Option<(NodeId, Epoch)>; 2],
     /// The last session detached cleanly, or there was none.
     pub clean: bool,
     pub loss_accepted: bool,
@@ -152,6 +154,19 @@ pub struct Branch {
     pub unwell_since: Option<u64>,
 }
 impl Branch {
+    /// The newest guest attach of another node, if it came after the epoch that a guest of `node` last held.
+    #[must_use]
+    pub fn superseded(&self, node: NodeId, after: Option<Epoch>) -> Option<(NodeId, Epoch)> {
+        let after = after?;
+        // Two are enough: of two different nodes at least one is another one.
+        self.guests.iter().flatten().find(|(n, _)| *n != node).filter(|(_, e)| *e > after).copied()
+    }
+    pub(crate) fn note_guest(&mut self, node: NodeId, epoch: Epoch) {
+        if self.guests[0].is_some_and(|(n, _)| n != node) {
+            self.guests[1] = self.guests[0];
+        }
+        self.guests[0] = Some((node, epoch));
+    }
     /// The placement that a session has to make records for.
     #[must_use]
     pub fn pending(&self) -> Option<u32> {

@@ -36,9 +36,9 @@ impl Service {
                     if known { MetaAnswer::Ok } else { MetaAnswer::Refused(MetaRefusal::UnknownNode) };
                 self.answer_node(token, answer);
             }
-            MetaRequest::Attach { request, volume, node, process, kind, force } => {
+            MetaRequest::Attach { request, volume, node, process, kind, force, after } => {
                 let holder_unheard = self.holder_unheard(state, state.resolve(&volume));
-                let op = Op::Attach { volume, node, process, kind, force, holder_unheard };
+                let op = Op::Attach { volume, node, process, kind, force, holder_unheard, after };
                 self.propose_for_node(token, Some(request), op);
             }
             MetaRequest::Detach { branch, epoch, clean } => {

@@ -26,6 +26,7 @@ struct AttachOrder<'a> {
     kind: SessionKind,
     force: bool,
     holder_unheard: bool,
+    after: Option<Epoch>,
 }
 
 fn refused(r: MetaRefusal) -> MetaAnswer {
@@ -35,7 +36,7 @@ fn refused(r: MetaRefusal) -> MetaAnswer {
 impl MetaState {
     pub(crate) fn perform_session(&mut self, at: u64, op: &Op) -> Answer {
         Answer::Node(match op {
-            Op::Attach { volume, node, process, kind, force, holder_unheard } => self.apply_attach(
+            Op::Attach { volume, node, process, kind, force, holder_unheard, after } => self.apply_attach(
                 at,
                 &AttachOrder {
                     volume,
@@ -44,6 +45,7 @@ impl MetaState {
                     kind: *kind,
                     force: *force,
                     holder_unheard: *holder_unheard,
+                    after: *after,
                 },
             ),
             Op::Detach { branch, epoch, clean } => self.apply_detach(at, *branch, *epoch, *clean),
@@ -75,6 +77,9 @@ impl MetaState {
         if o.process < node.process {
             return refused(MetaRefusal::OldEpoch { epoch: current });
         }
+        if let Some((node, epoch)) = row.superseded(o.node, o.after) {
+            return refused(MetaRefusal::Superseded { epoch, node });
+        }
         match o.kind {
             SessionKind::Guest if row.pending().is_some() => return refused(MetaRefusal::NotReady),
             SessionKind::Maintenance if row.appointed != Some(o.node) => {
@@ -91,6 +96,9 @@ impl MetaState {
         let row = self.branches.get_mut(&branch).expect("resolved above");
         row.epoch = epoch;
         row.clean = false;
+        if o.kind == SessionKind::Guest {
+            row.note_guest(o.node, epoch);
+        }
         self.set_session(
             branch,
             Some(Session { node: o.node, process: o.process, kind: o.kind, since_ms: at }),

@@ -73,6 +73,7 @@ impl MetaState {
             placement_first: 0,
             epoch: Epoch(u32::from(self.head.lineage) << (32 - proto::limits::LINEAGE_BITS)),
             session: None,
+            guests: [None; 2],
             clean: true,
             loss_accepted: false,
             appointed: None,

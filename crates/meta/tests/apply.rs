@@ -323,7 +323,7 @@ fn a_guest_holds_its_volume_until_it_is_dead() {
         let Op::Attach { volume, node, process, kind, .. } = attach_op(branch, 2, guest) else {
             unreachable!()
         };
-        Op::Attach { volume, node, process, kind, force, holder_unheard: unheard }
+        Op::Attach { volume, node, process, kind, force, holder_unheard: unheard, after: None }
     };
     let MetaAnswer::Attached(b) = w.node(unheard(false, true)) else { panic!() };
     assert_eq!((b.epoch, b.clean, b.down), (Epoch(4), false, vec![drive_of(1)]));
@@ -338,6 +338,42 @@ fn a_guest_holds_its_volume_until_it_is_dead() {
     );
     let late = MetaAnswer::Refused(MetaRefusal::OldEpoch { epoch: Epoch(6) });
     assert_eq!(w.attach(branch, 2, guest), late, "an attach of a process that is no more");
+}
+
+#[test]
+fn a_guest_goes_on_only_over_a_disk_that_no_other_nodes_guest_has_had() {
+    let mut w = World::with_nodes(4);
+    let (_, branch) = w.volume("v", MIB, &[1, 2, 3]);
+    let guest = SessionKind::Guest;
+    let again = |w: &mut World, n: u32, epoch: u32| {
+        let mut op = attach_op(branch, n, guest);
+        if let Op::Attach { after, .. } = &mut op {
+            *after = Some(Epoch(epoch));
+        }
+        w.node(op)
+    };
+    let superseded =
+        |epoch, n| MetaAnswer::Refused(MetaRefusal::Superseded { epoch: Epoch(epoch), node: NodeId(n) });
+    let leave = |w: &mut World, epoch| {
+        assert_eq!(w.node(Op::Detach { branch, epoch: Epoch(epoch), clean: true }), MetaAnswer::Ok);
+    };
+    assert_eq!(w.attached(branch, 1, guest).epoch, Epoch(2));
+    assert!(matches!(again(&mut w, 1, 2), MetaAnswer::Attached(_)), "nobody came between");
+    w.own(Op::Release { branch, epoch: Epoch(3) });
+    w.own(Op::Appoint { branch, epoch: Epoch(4), node: Some(NodeId(3)) });
+    assert_eq!(w.attached(branch, 3, SessionKind::Maintenance).epoch, Epoch(5));
+    assert!(matches!(again(&mut w, 1, 3), MetaAnswer::Attached(_)), "maintenance writes nothing of its own");
+    leave(&mut w, 6);
+    assert_eq!(w.attached(branch, 2, guest).epoch, Epoch(7));
+    assert_eq!(again(&mut w, 1, 6), superseded(7, 2), "while it holds the volume");
+    leave(&mut w, 7);
+    assert_eq!(again(&mut w, 1, 6), superseded(7, 2), "and after it has gone");
+    assert_eq!(w.epoch(branch), Epoch(7), "a refusal raises nothing");
+    assert_eq!(w.attached(branch, 1, guest).epoch, Epoch(8), "a guest that starts anew");
+    assert_eq!(again(&mut w, 1, 6), superseded(7, 2), "which does not make the older one's disk its own");
+    assert!(matches!(again(&mut w, 1, 8), MetaAnswer::Attached(_)));
+    leave(&mut w, 9);
+    assert_eq!(again(&mut w, 2, 7), superseded(9, 1));
 }
 
 #[test]

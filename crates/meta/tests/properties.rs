@@ -160,6 +160,7 @@ impl Maker<'_> {
             kind: if maintenance { SessionKind::Maintenance } else { SessionKind::Guest },
             force: self.n[3].is_multiple_of(5),
             holder_unheard: self.n[4].is_multiple_of(2),
+            after: self.n[5 % self.n.len()].is_multiple_of(3).then(|| self.epoch()),
         }
     }
 

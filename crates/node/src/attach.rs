@@ -29,6 +29,7 @@ impl Node {
             volume,
             kind,
             phase: Phase::Attaching(attaching),
+            held: None,
             exports: BTreeMap::new(),
             queue: VecDeque::new(),
             flying: BTreeMap::new(),
@@ -132,13 +133,15 @@ impl Node {
         let (node, process) = (self.params.node, self.params.process);
         let Some(seat) = self.seats.all.get_mut(&id) else { return };
         let force = seat.exports.values().any(|o| o.force && !o.opened);
+        // An export that was open goes on: only over the disk as its clients know it.
+        let after = seat.held.filter(|_| seat.exports.values().any(|o| o.opened));
         let Phase::Attaching(a) = &mut seat.phase else { return };
         if let Some((older, _)) = a.asked.replace((token, now)) {
             self.desk.forget(older);
         }
         let (request, volume, kind) = (a.request, seat.volume.clone(), seat.kind);
         let force = force && !a.again;
-        let request = MetaRequest::Attach { request, volume, node, process, kind, force };
+        let request = MetaRequest::Attach { request, volume, node, process, kind, force, after };
         self.out.push_back(Effect::Meta { token, request });
     }
     pub(crate) fn attach_answer(&mut self, now: Time, id: SeatId, token: u64, answer: MetaAnswer) {
@@ -168,6 +171,9 @@ impl Node {
         if kind == SessionKind::Maintenance {
             return self.give_up_appointed(now, id);
         }
+        if matches!(refusal, MetaRefusal::Superseded { .. }) {
+            return self.superseded(now, id);
+        }
         let over = match &refusal {
             MetaRefusal::Held { .. } if again => true,
             // One that neither metad nor we hear may be dead: then metad will let us in.
@@ -181,6 +187,32 @@ impl Node {
         if over {
             self.refuse_exports(id, &error_of(&refusal));
             self.remove_seat(id, GuestError::Gone);
+        }
+    }
+    /// Another guest had the disk meanwhile: whoever used it here must not go on. Those that wait start anew.
+    fn superseded(&mut self, now: Time, id: SeatId) {
+        let Some(seat) = self.seats.all.get_mut(&id) else { return };
+        let (closed, kept): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            std::mem::take(&mut seat.exports).into_iter().partition(|(_, o)| o.opened);
+        (seat.exports, seat.held) = (kept, None);
+        if let Phase::Attaching(a) = &mut seat.phase {
+            (a.again, a.since, a.next) = (false, now, now);
+        }
+        // What waits was asked by an open export (or by nobody): a new one asks nothing yet.
+        let gone = std::mem::take(&mut seat.queue);
+        let empty = seat.exports.is_empty();
+        for asked in gone {
+            self.complete(&asked, Err(GuestError::Gone));
+        }
+        self.close_exports(closed.into_keys());
+        if empty {
+            self.remove_seat(id, GuestError::Gone);
+        }
+    }
+    fn close_exports(&mut self, exports: impl Iterator<Item = ExportId>) {
+        for export in exports {
+            self.seats.by_export.remove(&export);
+            self.out.push_back(Effect::ExportClosed { export });
         }
     }
     fn give_up_appointed(&mut self, now: Time, id: SeatId) {
@@ -224,7 +256,13 @@ impl Node {
                 return self.remove_seat(id, GuestError::Gone);
             }
             // Displaced on the same node: a maintenance session by a guest's, or an older name of the same.
+            let unbroken = live.epoch.next() == Some(attached.epoch);
             exports = self.displace(now, older);
+            if !unbroken {
+                // Somebody held the disk between the two.
+                let closed: Vec<ExportId> = exports.extract_if(.., |_, o| o.opened).map(|(x, _)| x).collect();
+                self.close_exports(closed.into_iter());
+            }
         }
         let instance = self.seats.instance();
         let source = self.source(Endpoint::Seat(id, instance));
@@ -254,6 +292,7 @@ impl Node {
             waiting: None,
         };
         seat.phase = Phase::Live(live);
+        seat.held = Some(epoch);
         self.seats.by_branch.insert(branch, id);
         self.connect_local(id);
         for agreed in self.links.connected() {

@@ -89,6 +89,8 @@ pub(crate) struct Seat {
     pub volume: VolumeRef,
     pub kind: SessionKind,
     pub phase: Phase,
+    /// The epoch of its last session: what its open exports have seen of the disk is as of then.
+    pub held: Option<Epoch>,
     pub exports: BTreeMap<ExportId, Opening>,
     pub queue: VecDeque<Asked>,
     /// By the session's ticket: in the order in which they were handed in.

@@ -421,6 +421,27 @@ fn a_dead_holders_lease_is_waited_out_and_a_live_ones_is_returned() {
     assert!(gone, "{}", w.tail());
 }
 
+#[test]
+fn a_node_that_slept_while_another_guest_came_and_went_does_not_go_on() {
+    let (mut w, branch) = made(1);
+    w.must_open(1, 1, "v", false);
+    w.must_write(1, 1, 0, &[1; 4096]);
+    w.hosts.get_mut(&NodeId(1)).unwrap().frozen = true;
+    let pending = w.write(1, 1, 0, &[2; 4096]);
+    w.must_open(2, 2, "v", true);
+    w.must_write(2, 2, 0, &[3; 4096]);
+    w.close(2, 2);
+    let left = w.until(Span::secs(12), |w| w.metad.volumes[&branch].session.is_none());
+    assert!(left, "{}", w.tail());
+    w.hosts.get_mut(&NodeId(1)).unwrap().frozen = false;
+    let gone = w.until(Span::secs(8), |w| w.gone.contains(&ExportId(1)));
+    assert!(gone, "{}", w.tail());
+    assert!(matches!(w.result(1, pending), Some(Err(volume::GuestError::Gone))));
+    // A new start on the same node is another matter; it finds the other guest's write.
+    w.must_open(1, 3, "v", false);
+    assert_eq!(w.read(1, 3, 0, 4096), [3; 4096]);
+}
+
 /// One node at a time suffers; the guest goes on, or opens elsewhere; in the end all is well and nothing is missing.
 fn one_thing_after_another(seed: u64, steps: u32) {
     let mut chance = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;

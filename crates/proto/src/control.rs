@@ -120,6 +120,8 @@ pub enum MetaRequest {
         kind: SessionKind,
         /// Displace a live guest session elsewhere.
         force: bool,
+        /// A guest goes on that last held this epoch here: refused if another node's guest attached after it.
+        after: Option<Epoch>,
     },
     /// The session is over. `clean`: drained, flushed, leases returned. Answer: `Ok`.
     Detach { branch: BranchId, epoch: Epoch, clean: bool },
@@ -197,6 +199,11 @@ pub enum MetaRefusal {
     },
     OldEpoch {
         epoch: Epoch,
+    },
+    /// Another node's guest attached after the epoch that this one last held: the disk may have changed.
+    Superseded {
+        epoch: Epoch,
+        node: NodeId,
     },
     /// The drive's openings do not match: rolled back or copied.
     Stranger,

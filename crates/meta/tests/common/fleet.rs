@@ -238,6 +238,7 @@ impl Fleet {
             process: ProcessNumber(self.nodes[&node].process),
             kind,
             force,
+            after: None,
         };
         let token = self.ask(node, Ask::Attach(branch), request);
         self.take_answers(false);

@@ -180,6 +180,7 @@ pub fn attach_op(branch: BranchId, node: u32, kind: SessionKind) -> Op {
         kind,
         force: false,
         holder_unheard: false,
+        after: None,
     }
 }
 

@@ -19,6 +19,8 @@ pub struct Volume {
     pub chunks: Vec<Configuration>,
     pub placement: Option<u32>,
     pub session: Option<(NodeId, ProcessNumber, SessionKind)>,
+    /// All guest attaches.
+    pub guests: Vec<(NodeId, Epoch)>,
     pub clean: bool,
     pub appointed: Option<NodeId>,
 }
@@ -76,6 +78,7 @@ impl Metad {
             chunks: placed.collect(),
             placement: Some(1),
             session: None,
+            guests: vec![],
             clean: false,
             appointed: None,
         };
@@ -124,12 +127,12 @@ impl Metad {
                 self.reaches.insert(node, reaches);
                 MetaAnswer::Ok
             }
-            MetaRequest::Attach { request, volume, node, process, kind, force } => {
+            MetaRequest::Attach { request, volume, node, process, kind, force, after } => {
                 if let Some(kept) = self.answers.get(&request) {
                     return kept.clone();
                 }
                 self.heard.insert(node, (now, process));
-                let answer = self.attach(now, &volume, (node, process, kind), force);
+                let answer = self.attach(now, &volume, (node, process, kind), force, after);
                 self.answers.insert(request, answer.clone());
                 answer
             }
@@ -188,6 +191,7 @@ impl Metad {
         volume: &VolumeRef,
         (node, process, kind): (NodeId, ProcessNumber, SessionKind),
         force: bool,
+        after: Option<Epoch>,
     ) -> MetaAnswer {
         let down = self.down();
         let found = self.volumes.values_mut().find(|v| match volume {
@@ -195,6 +199,10 @@ impl Metad {
             VolumeRef::Branch(b) => v.branch == *b,
         });
         let Some(v) = found else { return MetaAnswer::Refused(MetaRefusal::NoSuchVolume) };
+        let between = |g: &&(NodeId, Epoch)| g.0 != node && after.is_some_and(|a| g.1 > a);
+        if let Some(&(node, epoch)) = v.guests.iter().rev().find(between) {
+            return MetaAnswer::Refused(MetaRefusal::Superseded { epoch, node });
+        }
         match kind {
             SessionKind::Guest if v.placement.is_some() => return MetaAnswer::Refused(MetaRefusal::NotReady),
             SessionKind::Maintenance if v.appointed != Some(node) => {
@@ -213,6 +221,9 @@ impl Metad {
             }
         }
         v.epoch = v.epoch.next().unwrap();
+        if kind == SessionKind::Guest {
+            v.guests.push((node, v.epoch));
+        }
         if let Some((older, _, _)) = v.session.replace((node, process, kind)).filter(|s| s.0 != node) {
             self.pending.push((older, WatchUpdate::Fenced { branch: v.branch, epoch: v.epoch }));
         }
