@@ -137,7 +137,7 @@ impl Session {
             What::Map { op } => self.stalled.push(op),
             What::Verify { op, slot } => self.verify_answered(op, slot, None),
             What::Repair { op } => self.repaired(op, false),
-            What::Rewrite { key, .. } => self.rewrites.again(key),
+            What::Rewrite { key, .. } => self.rewrites.again(key, self.now),
             What::Create => self.creation.again(p.drive),
             What::Flush
             | What::Fence

@@ -2,11 +2,11 @@
 //! anew, block by block from a replica not in doubt that has it, else from one that is, the highest version first.
 
 use crate::members::{Mask, bit, slots};
-use crate::session::{Phase, Session, What};
+use crate::session::{Phase, Session, TICK, What};
 use proto::limits::{BLOCK, BLOCKS_PER_EXTENT};
 use proto::message::{BlockState, Request, Run, View};
 use proto::record::Sum;
-use proto::{BlockRange, Map, Marks, PageBuf, Payload, Version};
+use proto::{BlockRange, Map, Marks, PageBuf, Payload, Time, Version};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// (chunk, extent).
@@ -36,14 +36,18 @@ pub(crate) struct Rewrites {
     active: BTreeMap<Key, Rewrite>,
     /// Version of an extent as a slot reported it.
     versions: Map<(Key, usize), Version>,
+    /// Nothing is read again before this: a replica cannot be reached, or refused.
+    paused: Time,
     pub count: u64,
 }
 
 impl Rewrites {
-    /// The link broke under its read.
-    pub fn again(&mut self, key: Key) {
+    /// The link broke under its read, or there is none: from the first replica on, a little later (at once would
+    /// be for ever, where the others answer from memory).
+    pub fn again(&mut self, key: Key, now: Time) {
         if self.active.remove(&key).is_some() {
             self.todo.insert(key);
+            self.paused = now + TICK;
         }
     }
 }
@@ -84,6 +88,9 @@ impl Session {
     }
 
     pub(crate) fn push_rewrites(&mut self) {
+        if self.now < self.rewrites.paused {
+            return;
+        }
         for key in self.rewrites.todo.clone() {
             if self.rewrites.active.len() >= PARALLEL || self.window.len() >= PARALLEL * BLOCKS {
                 break;
@@ -120,7 +127,7 @@ impl Session {
         let Some(slot) = source else { return self.rewrite(key) };
         let drive = self.chunks[key.0 as usize].slots[slot].drive;
         if !self.linked(drive) {
-            return self.rewrites.again(key);
+            return self.rewrites.again(key, self.now);
         }
         let token = self.ask(drive, What::Rewrite { key, slot });
         let range = BlockRange::new(key.1 * BLOCKS_PER_EXTENT, BLOCKS_PER_EXTENT);
@@ -171,7 +178,7 @@ impl Session {
         if self.linked(drive) {
             self.lacks(key.0, slot);
         }
-        self.rewrites.again(key);
+        self.rewrites.again(key, self.now);
     }
 
     fn rewrite(&mut self, key: Key) {
