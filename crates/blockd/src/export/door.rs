@@ -6,6 +6,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 #[derive(Debug, thiserror::Error)]
 pub enum DoorError {
@@ -19,6 +20,21 @@ pub enum DoorError {
     Port { address: SocketAddr, source: io::Error },
 }
 
+/// The listener of a process that was killed lives on for a moment: its ring is taken down behind its back.
+const LAST_BREATH: Duration = Duration::from_secs(3);
+
+/// Whether somebody answers on this socket, and goes on to.
+fn still_answers(path: &Path) -> bool {
+    let start = Instant::now();
+    while UnixStream::connect(path).is_ok() {
+        if start.elapsed() > LAST_BREATH {
+            return true;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    false
+}
+
 /// Listens on a unix socket with these permissions. A stale socket file, on which nobody answers, is replaced; the new
 /// one appears with its permissions already set.
 pub fn unix(path: &Path, mode: u32) -> Result<UnixListener, DoorError> {
@@ -29,7 +45,7 @@ pub fn unix(path: &Path, mode: u32) -> Result<UnixListener, DoorError> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => {}
         Err(e) => return Err(failed(e)),
         Ok(m) if !m.file_type().is_socket() => return Err(DoorError::NotSocket(path.into())),
-        Ok(_) if UnixStream::connect(path).is_ok() => return Err(DoorError::InUse(path.into())),
+        Ok(_) if still_answers(path) => return Err(DoorError::InUse(path.into())),
         Ok(_) => {}
     }
     // By way of the folder's descriptor, so that the temporary name does not count against the path's 107 bytes.
