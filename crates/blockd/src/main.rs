@@ -44,6 +44,12 @@ fn run() -> anyhow::Result<ExitCode> {
         println!("{}: good", arguments.config.display());
         return Ok(ExitCode::SUCCESS);
     }
+    // No thread of a node outlives another one's bug: the process ends, and its peers take over.
+    let say = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        say(info);
+        std::process::abort();
+    }));
     sys::keep_memory();
     let format = match arguments.log_format {
         None => config.log_format,

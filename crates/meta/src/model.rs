@@ -64,7 +64,7 @@ pub struct Drive {
     pub path: String,
     /// Bytes.
     pub capacity: u64,
-    /// Openings that were confirmed, newest last; a late message of an older one is known by it.
+    /// Openings that were told with a confirmed one, newest last; a late message of an older one is known by it.
     pub openings: Vec<OpenId>,
     /// The list of openings did not match: rolled back or copied. For good.
     pub stranger: bool,

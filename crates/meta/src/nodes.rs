@@ -251,7 +251,7 @@ impl MetaState {
             self.call_stranger(at, *id);
             return MetaAnswer::Refused(MetaRefusal::Stranger);
         }
-        confirm(drive, *newest);
+        confirm(drive, openings);
         drive.capacity = *capacity;
         path.clone_into(&mut drive.path);
         if let Some(since) = drive.down.take() {
@@ -380,11 +380,16 @@ impl MetaState {
     }
 }
 
-fn confirm(drive: &mut Drive, opening: OpenId) {
-    if drive.openings.len() == OPENINGS_MAX {
-        drive.openings.remove(0);
+/// The newest opening is confirmed. Those before it that were never confirmed are known from now on too: what was said
+/// for one of them and comes late must not look like a drive that was rolled back.
+fn confirm(drive: &mut Drive, told: &[OpenId]) {
+    for opening in told {
+        if !drive.openings.contains(opening) {
+            drive.openings.push(*opening);
+        }
     }
-    drive.openings.push(opening);
+    let over = drive.openings.len().saturating_sub(OPENINGS_MAX);
+    drive.openings.drain(..over);
 }
 
 fn no_node(id: NodeId) -> AdminRefusal {

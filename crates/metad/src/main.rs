@@ -25,6 +25,12 @@ fn main() -> anyhow::Result<()> {
         println!("{}: good", arguments.config.display());
         return Ok(());
     }
+    // A task that panics would otherwise leave a metad that answers in part.
+    let say = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        say(info);
+        std::process::abort();
+    }));
     metad::start_logging(&config.log, config.log_format);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

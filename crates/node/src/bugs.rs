@@ -9,6 +9,10 @@ pub struct Bugs {
     pub fence_before_lease: bool,
     /// Frames of a connection are processed though a newer one of the same peer exists.
     pub old_connection: bool,
+    /// A resync takes extents of equal versions for equal content.
+    pub equal_versions: bool,
+    /// A resync leaves what the source does not have.
+    pub keep_absent: bool,
 }
 
 /// The switch: a constant false without the feature.

@@ -122,6 +122,7 @@ impl Node {
         let seeded = Seeded::new(bugs);
         self.links.set_bugs(seeded);
         self.granter.set_bugs(seeded);
+        self.pulls.set_bugs(seeded);
         (self.store_bugs, self.volume_bugs) = (store, volume);
     }
     pub(crate) fn me(&self) -> NodeId {

@@ -6,6 +6,7 @@
 //! Invariants: `Pulled` is said only when every extent that differed has been pulled by the store; an attempt is
 //! over, without a word more, when its connection closes; when the source's process or connection goes, it fails.
 
+use crate::bugs::Seeded;
 use proto::limits::{BLOCKS_PER_EXTENT, EXTENT};
 use proto::message::{
     Attempt, BlockState, ManifestEntry, Reply, ReplyFrame, Request, RequestFrame, Run, Scope, View,
@@ -91,6 +92,7 @@ pub(crate) struct Pulls {
     flying: usize,
     busy_until: Time,
     out: VecDeque<Out>,
+    bugs: Seeded,
 }
 
 /// Tokens of the node's own questions: sessions' tokens never have this bit.
@@ -107,7 +109,12 @@ impl Pulls {
             flying: 0,
             busy_until: Time::ZERO,
             out: VecDeque::new(),
+            bugs: Seeded::default(),
         }
+    }
+    #[cfg(feature = "bugs")]
+    pub fn set_bugs(&mut self, bugs: Seeded) {
+        self.bugs = bugs;
     }
     pub fn poll(&mut self) -> Option<Out> {
         self.out.pop_front()
@@ -263,10 +270,15 @@ impl Pulls {
         }
     }
     fn page(&mut self, now: Time, key: Key, what: What, entries: &[ManifestEntry], next: Option<u32>) {
+        let (by_version, keep) = (self.bugs.has(|b| b.equal_versions), self.bugs.has(|b| b.keep_absent));
+        let content = |e: &ManifestEntry| match by_version {
+            true => (u64::from(e.version.epoch.0) << 32) ^ e.version.seq,
+            false => e.hash,
+        };
         let Some(job) = self.jobs.get_mut(&key) else { return };
         let Stage::Listing { source, own, left } = &mut job.stage else { return };
         let into = if what == What::OwnPage { &mut *own } else { &mut *source };
-        into.extend(entries.iter().map(|e| (e.extent, e.hash)));
+        into.extend(entries.iter().map(|e| (e.extent, content(e))));
         // A page that leads nowhere new would be asked for without end.
         let last = entries.last().map(|e| e.extent);
         if let Some(from) = next {
@@ -281,7 +293,7 @@ impl Pulls {
         }
         let mut differ: Vec<u32> =
             source.iter().filter(|(e, h)| own.get(e) != Some(h)).map(|(e, _)| *e).collect();
-        differ.extend(own.keys().filter(|e| !source.contains_key(e)));
+        differ.extend(own.keys().filter(|e| !source.contains_key(e) && !keep));
         differ.sort_unstable();
         job.stage = Stage::Pulling { todo: differ.into(), flying: 0 };
         self.push(now);

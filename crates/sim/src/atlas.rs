@@ -66,8 +66,8 @@ impl World {
         }
     }
 
-    /// True if for some chunk every in-sync member has lost power or was out of reach lately, and one has lost
-    /// power: then nobody sound could be asked, and a session may tell its guest so (5.6).
+    /// True if for some chunk every in-sync member has lost power, has a failing drive or was out of reach lately,
+    /// and one is not merely out of reach: then nobody sound could be asked, and a session may tell its guest so.
     #[must_use]
     pub fn nobody_sound(&self, v: usize) -> bool {
         let Some(branch) = self.branch_of(v) else { return true };
@@ -76,7 +76,8 @@ impl World {
             !h.runs() || h.stopped || self.now.since(h.struck) < LATELY
         };
         self.metad.configurations(branch).iter().any(|(chunk, c)| {
-            let lost = |m: &Member| self.atlas.lost_power(branch, *chunk, m.place.drive);
+            let failing = |m: &Member| self.hosts[index_of(m.place.node)].disks.iter().any(|d| d.failing);
+            let lost = |m: &Member| self.atlas.lost_power(branch, *chunk, m.place.drive) || failing(m);
             c.in_sync().any(lost) && c.in_sync().all(|m| lost(m) || away(index_of(m.place.node)))
         })
     }

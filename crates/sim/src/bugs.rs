@@ -46,6 +46,7 @@ bugs! {
     "ignore_doubt" store.ignore_doubt "ignore doubt after a machine's power loss";
     "pull_over_newer" store.pull_over_newer "a pull overwrites what was written since the attempt began";
     "skip_epoch_check" store.skip_epoch_check "drop the epoch check";
+    "forget_discards" store.forget_discards "leave a discard in flight out of the report";
     "forget_stale" volume.forget_stale "forget the stale mark";
     "promote_early" volume.promote_early "promote before the session requires the replica";
     "take_error_as_unchanged" volume.take_error_as_unchanged "take a refused or lost answer for \"nothing changed\"";
@@ -60,6 +61,8 @@ bugs! {
     "lease_through_restart" node.lease_through_restart "grant leases through a restart";
     "fence_before_lease" node.fence_before_lease "answer a fence before the older lease has run out";
     "old_connection" node.old_connection "process frames of an old connection";
+    "equal_versions" node.equal_versions "take equal versions for equal content";
+    "keep_absent" node.keep_absent "resync without removal";
     "apply_old_configuration" meta.apply_old_configuration "apply a command of an old configuration";
     "apply_old_epoch" meta.apply_old_epoch "apply a command of a session that is over";
 }

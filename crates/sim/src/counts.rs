@@ -44,6 +44,7 @@ counted! {
         ClockDrift = "clocks drift",
         ForcedAttach = "attach by force",
         CleanMove = "clean move to another node",
+        Takeover = "taken over while cut off or stopped",
     }
 }
 

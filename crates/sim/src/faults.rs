@@ -80,6 +80,7 @@ impl World {
             Fault::LinkBreak | Fault::LinkHalfBreak => self.break_a_link(kind),
             Fault::DataOneWay | Fault::DataTwoWay => self.cut_data(kind, host),
             Fault::ForcedAttach | Fault::CleanMove => self.move_a_guest(kind),
+            Fault::Takeover => self.take_over(),
             Fault::DiskSlow => {
                 let until = self.now + Span::millis(self.rng.within(500, 8000));
                 let by = Span::millis(self.rng.pick(&[5, 50, 400, 1500]));
@@ -127,6 +128,10 @@ impl World {
             }
             Fault::Stop => self.stop(host, false),
             _ => {
+                // One drive at a time: two of three may be gone, not the last one.
+                if self.hosts.iter().any(|h| h.disks.iter().any(|d| d.failing)) {
+                    return false;
+                }
                 let d = self.rng.index(self.hosts[host].disks.len());
                 self.hosts[host].disks[d].failing = true;
                 let life = self.hosts[host].life;
@@ -229,6 +234,51 @@ impl World {
             self.put(Span(1), Due::Attach { volume, host: Some(elsewhere), force: true });
         }
         self.did(kind, host)
+    }
+
+    /// A guest's node is cut off (from one peer in one direction, or from all), or stopped; meanwhile the guest is
+    /// attached elsewhere by force, and the old attachment goes on asking.
+    fn take_over(&mut self) -> bool {
+        let volume = self.rng.index(self.volumes.len());
+        let v = &mut self.volumes[volume];
+        let Some(i) = v.clients.iter().rposition(|c| c.alive() && !c.old) else { return false };
+        if v.clients[i].state != ClientState::Open || self.hosts[v.clients[i].host].stopped {
+            return false;
+        }
+        v.clients[i].old = true;
+        let (host, number) = (v.clients[i].host, v.clients[i].number);
+        let elsewhere = self.other_host(host);
+        let n = self.hosts.len();
+        let style = self.rng.below(4);
+        match style {
+            0 => {
+                let after = self.rng.within(1, 60);
+                self.hosts[host].doom = Some((after, End::Stop));
+            }
+            1 => {
+                let cuts = (0..n).filter(|h| *h != host).flat_map(|o| [(host, o), (o, host)]).collect();
+                self.cut_for(cuts, 5000, 9000);
+            }
+            _ => {
+                // What it has sent to one replica is held back until a newer session is there.
+                let to = self.other_host(host);
+                self.cut_for(vec![(host, to)], 2300, 3600);
+            }
+        }
+        let soon = Span::millis(self.rng.below(if style == 1 { 2500 } else { 700 }));
+        self.put(soon, Due::Attach { volume, host: Some(elsewhere), force: true });
+        let goes_on = Span::millis(self.rng.within(4000, 11_000));
+        self.put(goes_on, Due::Retire { volume, client: number });
+        self.did(Fault::Takeover, host)
+    }
+
+    fn cut_for(&mut self, cuts: Vec<(HostIndex, HostIndex)>, least: u64, most: u64) {
+        for (a, b) in &cuts {
+            self.net.cut(*a, *b);
+            (self.hosts[*a].struck, self.hosts[*b].struck) = (self.now, self.now);
+        }
+        let after = Span::millis(self.rng.within(least, most));
+        self.put(after, Due::End(Ending::Data { cuts }));
     }
 
     pub fn fault_ends(&mut self, ending: Ending) {

@@ -527,5 +527,5 @@ impl World {
 
 /// Tables whose change by a repeated command would be a second effect.
 fn matters(table: meta::Table) -> bool {
-    matches!(table, meta::Table::Volumes | meta::Table::Branches | meta::Table::Chunks)
+    matches!(table, meta::Table::Drives | meta::Table::Volumes | meta::Table::Branches | meta::Table::Chunks)
 }

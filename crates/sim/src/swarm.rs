@@ -67,6 +67,7 @@ const DRAWN: &[Fault] = &[
     Fault::NetSlow,
     Fault::ForcedAttach,
     Fault::CleanMove,
+    Fault::Takeover,
 ];
 
 impl Swarm {
@@ -99,7 +100,7 @@ impl Swarm {
             meta_delay: Span::micros(rng.pick(&[300, 1000, 5000, 30_000])),
             drive: if tight { 32 << 20 } else { 128 << 20 },
             tight,
-            journal: rng.pick(&[1 << 20, 2 << 20, 8 << 20]),
+            journal: rng.pick(&[1 << 19, 1 << 20, 2 << 20, 8 << 20]),
             down_out: rng.permille(300).then(|| Span::secs(rng.within(5, 12))),
         }
     }

@@ -36,4 +36,6 @@ bugs! {
     pull_over_newer;
     /// Admit writes of an older epoch.
     skip_epoch_check;
+    /// A discard leaves no trace in the report to a fence.
+    forget_discards;
 }

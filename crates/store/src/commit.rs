@@ -236,6 +236,7 @@ impl Store {
     fn apply_zero(&mut self, op: &Op, seq: u64) {
         let (first, end) = (op.raw.first.get(), op.raw.first.get() + op.raw.count.get());
         let (generation, version) = (Generation(op.raw.generation.get()), version_of(&op.raw));
+        let forget = self.bugs().forget_discards;
         let disk = self.disk_mut();
         let index = &disk.records.replica(op.replica).index;
         let found: Vec<(u32, Px)> = index
@@ -248,7 +249,8 @@ impl Store {
             let to = (end - extent * BLOCKS_PER_EXTENT).min(BLOCKS_PER_EXTENT);
             let disk = self.disk.as_mut().expect("opened");
             disk.table.own(px, seq);
-            disk.raise(px, version);
+            // The report to a fence names extents by their version.
+            disk.raise(px, if forget { Version::ZERO } else { version });
             for block in from..to {
                 disk.put(px, Block::new(block, What::Zero, seq, version));
                 self.flusher.bare.push_back((seq, px, u8::try_from(block).expect("16 blocks")));

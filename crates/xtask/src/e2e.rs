@@ -72,11 +72,14 @@ pub fn real_clients(bins: &Path) -> Result<()> {
         bail!("qemu-io: {said}");
     }
     let u = format!("--uri={uri}");
+    let aux = format!("--aux-path={}", c.dir.display());
     run(
         "fio",
         &[
             "--name=v",
             "--ioengine=nbd",
+            // what it knows of the writes to verify, else left in the current folder
+            &aux,
             &u,
             "--rw=randrw",
             "--bsrange=512-256k",

@@ -13,7 +13,7 @@ pub fn run(args: &[&str]) -> Result<()> {
     s.step("formatting", || cargo(&["fmt", "--all", "--check"]));
     s.step("pure crates stay pure", || purity::check().map(|()| Outcome::Passed));
     s.step("lints", || cargo(&["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"]));
-    s.step("unit and property tests", || cargo(&["test", "--quiet", "--workspace"]));
+    s.step("unit and property tests", || cargo(&["test", "--quiet", "--workspace", "--no-fail-fast"]));
     ends(&mut s);
     if !s.finish() {
         bail!("verify failed");

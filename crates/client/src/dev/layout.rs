@@ -1,9 +1,11 @@
 //! What lies where in a cluster's folder.
 //!
-//!     DIR/cluster.json      its shape, made last: without it there is no cluster here
-//!     DIR/metad.addrs       addresses of the metads, for the nodes
-//!     DIR/m1/               metad.toml, state/, log, pid
-//!     DIR/n1/               blockd.toml, state/, drive0, nbd.sock, admin.sock, log, pid
+//! ```text
+//! DIR/cluster.json      its shape, made last: without it there is no cluster here
+//! DIR/metad.addrs       addresses of the metads, for the nodes
+//! DIR/m1/               metad.toml, state/, log, pid
+//! DIR/n1/               blockd.toml, state/, drive0, nbd.sock, admin.sock, log, pid
+//! ```
 
 use super::{DevError, SOCKET_PATH_MAX, io};
 use serde::{Deserialize, Serialize};

@@ -98,4 +98,24 @@ impl World {
         let (view, version) = self.store(host, drive)?.block(branch, chunk, block, View::Head)?;
         Some((Block::of(view), version))
     }
+
+    /// What a drive says of a block that is at home there, and what its medium holds in that place.
+    #[must_use]
+    pub fn at_home(
+        &self,
+        host: HostIndex,
+        drive: DriveId,
+        branch: BranchId,
+        chunk: ChunkIndex,
+        block: u32,
+    ) -> Option<(Block, Block)> {
+        let store = self.store(host, drive)?;
+        let offset = store.home_offset(branch, chunk, block)?;
+        let (view, _) = store.block(branch, chunk, block, View::Head)?;
+        let medium = &self.hosts[host].disks[self.disk_of(drive)].medium;
+        Some((Block::of(view), Block::Data(Sum::of(medium.get(offset, 1).bytes()))))
+    }
+    fn disk_of(&self, drive: DriveId) -> usize {
+        usize::try_from(drive.0 % 100).expect("few drives")
+    }
 }

@@ -3,7 +3,7 @@
 //!
 //! The medium does that (`store::medium`); here it is checked that every drive opens again after every crash, and that
 //! what it then holds of each block is nothing older than what it had acknowledged (the process died) or flushed (the
-//! power went).
+//! power went), with its bytes whole on the medium.
 
 use super::truth::Block;
 use crate::counts::Property;
@@ -74,6 +74,7 @@ impl World {
     /// A drive is open again: nothing that had to survive is missing.
     pub fn check_wal(&mut self, host: HostIndex, drive: DriveId) {
         self.counts.checked(Property::Wal, 1);
+        self.check_homes(host, drive);
         let Some(ended) = self.watchers.wal.ended.remove(&drive) else { return };
         for ((branch, chunk, block), was) in ended {
             if !was.settled {
@@ -85,6 +86,26 @@ impl World {
                 let text =
                     format!("{drive} {branch} {chunk} block {block}: had {was:?}, has {now:?} at {version}");
                 return self.fail("WAL", text);
+            }
+        }
+    }
+
+    /// Whatever the drive says that it has at home is there, whole.
+    fn check_homes(&mut self, host: HostIndex, drive: DriveId) {
+        for v in 0..self.volumes.len() {
+            let Some(branch) = self.branch_of(v) else { continue };
+            let l = self.volumes[v].layout;
+            for b in l.first..l.first + l.blocks {
+                let chunk = ChunkIndex(u32::try_from(b / CHUNK_BLOCKS).expect("few chunks"));
+                let block = u32::try_from(b % CHUNK_BLOCKS).expect("within a chunk");
+                let Some((held, bytes)) = self.at_home(host, drive, branch, chunk, block) else { continue };
+                self.counts.checked(Property::Wal, 1);
+                if !held.same_as(bytes) {
+                    let text = format!(
+                        "{drive} {branch} {chunk} block {block}: has {held:?}, at home lies {bytes:?}"
+                    );
+                    return self.fail("WAL", text);
+                }
             }
         }
     }

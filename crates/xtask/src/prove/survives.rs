@@ -53,6 +53,7 @@ fn fio_verify(uri: &str, secs: u32) -> Result<Child> {
         "--verify=crc32c",
     ]);
     c.args(["--verify_fatal=1", "--time_based", "--size=256m", "--output-format=json"]);
+    c.arg(format!("--aux-path={}", std::env::temp_dir().display()));
     c.arg(format!("--uri={uri}")).arg(format!("--runtime={secs}"));
     c.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().context("fio")
 }
