@@ -29,6 +29,7 @@ mod planner;
 pub mod refusal;
 mod report;
 mod requests;
+mod resyncs;
 pub mod rows;
 pub mod service;
 mod session;

@@ -186,6 +186,7 @@ impl Service {
         let known = |b: &BranchId| state.branches().contains_key(b);
         self.planner.wanted.retain(|b, t| known(b) && now.since(*t) < WANTED);
         self.planner.appointed.retain(|b, _| known(b));
+        self.resyncs.forget(state);
         self.planner.guest_gone.retain(|b, _| known(b));
         self.planner.looked.retain(|_, t| now < *t + LOOK_AGAIN);
     }

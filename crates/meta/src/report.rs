@@ -112,6 +112,8 @@ impl Service {
         let survey = state.survey(volume.branch);
         let status = self.session_status(volume.branch, row);
         let drives = state.drives_of(volume.branch);
+        // The session said this up to a heartbeat ago; Raft knows better when nothing is missing.
+        let resync = status.filter(|_| survey.degraded > 0 || row.unwell_since.is_some());
         VolumeView {
             volume: id,
             branch: volume.branch,
@@ -128,9 +130,9 @@ impl Service {
             unwell_since_ms: row.unwell_since,
             faults: self.fault_views(state, row, &survey),
             session: session_view(state, row, status),
-            resync_left: status.map_or(0, |s| s.resync_left),
-            resync_moved: status.map_or(0, |s| s.resync_moved),
-            resync_rate: status.map_or(0, |s| s.resync_rate),
+            resync_left: resync.map_or(0, |s| s.resync_left),
+            resync_moved: self.resyncs.moved(volume.branch),
+            resync_rate: resync.map_or(0, |s| s.resync_rate),
             drives: drives.into_iter().map(|(d, n)| (state.drives()[&d].node, d, n)).collect(),
         }
     }

@@ -14,6 +14,7 @@ use crate::command::{Command, Op};
 use crate::liveness::Liveness;
 use crate::planner::Planner;
 use crate::refusal::AdminRefusal;
+use crate::resyncs::Resyncs;
 use crate::state::MetaState;
 use crate::watch::Watch;
 use proto::control::{MetaAnswer, MetaRequest, WatchUpdate};
@@ -111,6 +112,7 @@ pub struct Service {
     pub(crate) own: BTreeMap<Proposal, OwnKey>,
     effects: VecDeque<ServiceEffect>,
     pub(crate) liveness: Liveness,
+    pub(crate) resyncs: Resyncs,
     pub(crate) watch: Watch,
     pub(crate) planner: Planner,
 }
@@ -142,6 +144,7 @@ impl Service {
             own: BTreeMap::new(),
             effects: VecDeque::new(),
             liveness: Liveness::default(),
+            resyncs: Resyncs::default(),
             watch: Watch::default(),
             planner: Planner::default(),
         }
@@ -163,6 +166,7 @@ impl Service {
                 self.leader = true;
                 self.since = self.now;
                 self.liveness = Liveness::default();
+                self.resyncs = Resyncs::default();
                 self.planner = Planner::default();
                 self.watch.start_over(state);
             }

@@ -136,7 +136,8 @@ pub struct VolumeView {
     pub unwell_since_ms: Option<u64>,
     pub faults: Vec<FaultView>,
     pub session: Option<SessionView>,
-    /// Bytes to compare or move; moved by the attempts of this session; per second.
+    /// Bytes to compare or move; moved since the volume ceased to be whole (the figure stays when it is whole
+    /// again); per second.
     pub resync_left: u64,
     pub resync_moved: u64,
     pub resync_rate: u64,

@@ -214,6 +214,28 @@ fn a_node_that_comes_back_in_time_is_only_resynced() {
 }
 
 #[test]
+fn a_whole_volume_has_nothing_left_to_resync_whatever_its_session_said_before() {
+    let mut f = Fleet::new(5);
+    let branch = f.ready("v", 4);
+    f.guest(1, branch);
+    f.run(Span::secs(2));
+    assert_eq!(f.show("v").resync_left, 0);
+    f.kill(2);
+    f.kill(3);
+    f.until("degraded", 5, |f| f.state.branches()[&branch].unwell_since.is_some());
+    f.run(Span::secs(1));
+    assert_eq!(f.show("v").resync_left, 1 << 20);
+    f.start(2);
+    f.start(3);
+    f.until("healthy", 60, |f| f.waited("v", WaitFor::Healthy));
+    let v = f.show("v");
+    assert_eq!((v.resync_left, v.resync_rate), (0, 0));
+    f.moved += 3;
+    f.run(Span::secs(1));
+    assert_eq!(f.show("v").resync_moved, 3, "of the last fault");
+}
+
+#[test]
 fn a_node_gone_for_good_is_placed_around() {
     let mut f = Fleet::new(7);
     down_out(&mut f, "20s");

@@ -41,6 +41,10 @@ pub(crate) enum Out {
     },
 }
 
+/// Hash and version of an extent. Equal versions say nothing by themselves; but different ones are pulled even where the
+/// hashes, of 32-bit sums, meet by chance.
+type Content = (u64, Version);
+
 /// An attempt's name here: the connection that it was begun on, branch, number.
 type Key = (Source, BranchId, u64);
 
@@ -63,8 +67,8 @@ enum Stage {
         own: Option<(u64, u64)>,
     },
     Listing {
-        source: BTreeMap<u32, u64>,
-        own: BTreeMap<u32, u64>,
+        source: BTreeMap<u32, Content>,
+        own: BTreeMap<u32, Content>,
         left: u8,
     },
     Pulling {
@@ -271,10 +275,7 @@ impl Pulls {
     }
     fn page(&mut self, now: Time, key: Key, what: What, entries: &[ManifestEntry], next: Option<u32>) {
         let (by_version, keep) = (self.bugs.has(|b| b.equal_versions), self.bugs.has(|b| b.keep_absent));
-        let content = |e: &ManifestEntry| match by_version {
-            true => (u64::from(e.version.epoch.0) << 32) ^ e.version.seq,
-            false => e.hash,
-        };
+        let content = |e: &ManifestEntry| (if by_version { 0 } else { e.hash }, e.version);
         let Some(job) = self.jobs.get_mut(&key) else { return };
         let Stage::Listing { source, own, left } = &mut job.stage else { return };
         let into = if what == What::OwnPage { &mut *own } else { &mut *source };

@@ -17,6 +17,7 @@ pub mod message;
 pub mod payload;
 pub mod record;
 pub mod refusal;
+pub mod sum;
 pub mod time;
 pub mod units;
 

@@ -4,6 +4,7 @@ use crate::ids::{BranchId, ChunkIndex, Epoch, Generation, Incarnation, KeyId};
 use crate::limits::{BLOCK, BLOCKS_PER_EXTENT, CHUNK_BLOCKS_MAX};
 use crate::marks::Version;
 use crate::refusal::Refusal;
+pub use crate::sum::Sum;
 use crate::units::BlockRange;
 use serde::{Deserialize, Serialize};
 use zerocopy::little_endian::{U16, U32, U64};
@@ -16,22 +17,6 @@ pub const KIND_WRITE: u8 = 1;
 pub const KIND_ZERO: u8 = 2;
 /// First code that only a journal uses; never on the wire.
 pub const KIND_JOURNAL: u8 = 16;
-
-/// CRC-32C of one block.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
-pub struct Sum(pub u32);
-impl Sum {
-    #[must_use]
-    pub fn of(block: &[u8]) -> Sum {
-        debug_assert_eq!(block.len(), BLOCK);
-        Sum(crc32c::crc32c(block))
-    }
-}
-impl std::fmt::Debug for Sum {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{:08x}", self.0)
-    }
-}
 
 /// What a record does to its blocks.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]

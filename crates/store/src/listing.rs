@@ -119,14 +119,15 @@ impl Store {
         Reply::Manifest { entries, next: None }
     }
 
-    /// Over the head's manifest, without versions: equal content gives equal digests.
+    /// Over the head's manifest: equal hashes and versions give equal digests.
     fn digest(&self, replica: u32) -> Reply {
         let disk = self.disk();
         let has_parent = disk.records.branch_of(replica).record.parent.is_some();
         let (mut hash, mut extents) = (0, 0);
         for (extent, px) in disk.records.replica(replica).index.range(0, u32::MAX) {
-            if let Some((h, _)) = disk.extent_hash(px, View::Head, has_parent) {
+            if let Some((h, version)) = disk.extent_hash(px, View::Head, has_parent) {
                 hash = mix(mix(hash, u64::from(extent)), h);
+                hash = mix(mix(hash, u64::from(version.epoch.0)), version.seq);
                 extents += 1;
             }
         }

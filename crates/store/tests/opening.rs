@@ -403,11 +403,11 @@ fn deleting_names_an_incarnation_and_frees_its_extents() {
 }
 
 #[test]
-fn equal_content_gives_equal_digests_however_it_is_stored() {
+fn equal_content_of_equal_version_gives_equal_digests_however_it_is_stored() {
     let digest = |b: &mut Bench| b.request(3, scope(), Request::Digest { source_process: None });
     let mut a = Bench::with_replica();
-    a.write(1, 0, 7, 16);
-    a.write(2, 20, 8, 1);
+    a.write(16, 0, 7, 16);
+    a.write(19, 20, 8, 1);
     let mut b = Bench::with_replica();
     for block in 0..16 {
         b.write(u64::from(block) + 1, block, 7, 1);

@@ -47,6 +47,19 @@ pub fn finish(child: Child) -> Result<Report> {
     Report::parse(&text)
 }
 
+/// The report of a load whose server was taken away.
+pub fn broken_off(child: Child) -> Result<Report> {
+    let out = child.wait_with_output()?;
+    if out.status.success() {
+        bail!("the load ended before its server was taken away");
+    }
+    let report = Report::parse(&String::from_utf8_lossy(&out.stdout))?;
+    if report.acknowledged == 0 {
+        bail!("the load wrote nothing: {}", String::from_utf8_lossy(&out.stderr));
+    }
+    Ok(report)
+}
+
 /// Fails if anything acknowledged is missing or torn.
 pub fn check(c: &Cluster, uri: &str, log: &str) -> Result<()> {
     c.ctl(&["load", "check", uri, log]).map(|_| ())

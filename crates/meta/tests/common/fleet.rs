@@ -59,6 +59,8 @@ pub struct Fleet {
     next_beat: Time,
     /// How many chunks of a session are filled per tick.
     pub fill: usize,
+    /// What every session says to have moved.
+    pub moved: u64,
     /// Proposals fail while this is set.
     pub no_quorum: bool,
 }
@@ -85,6 +87,7 @@ impl Fleet {
             admin_answers: BTreeMap::new(),
             next_beat: Time::ZERO,
             fill: 50,
+            moved: 1 << 10,
             no_quorum: false,
         };
         f.event(ServiceEvent::BecameLeader);
@@ -414,7 +417,7 @@ impl Fleet {
             kind: s.kind,
             state: SessionState::Serving,
             resync_left: 1 << 20,
-            resync_moved: 1 << 10,
+            resync_moved: self.moved,
             resync_rate: 1 << 10,
             degraded_chunks: 0,
             waiting: None,

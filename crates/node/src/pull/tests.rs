@@ -133,6 +133,15 @@ fn what_differs_is_read_and_pulled_and_then_said() {
     assert_eq!(p.flying, 0);
 }
 
+/// Hashes are of 32-bit sums: where they meet by chance the versions still differ.
+#[test]
+fn an_extent_of_another_version_is_pulled_whatever_its_hash() {
+    let newer = ManifestEntry { version: Version::new(Epoch(1), 2), ..entry(2, 6) };
+    let mut p = listed(vec![entry(1, 5), newer], vec![entry(1, 5), entry(2, 6)]);
+    let reads = drain(&mut p);
+    assert_eq!(reads.len(), 1, "{reads:?}");
+}
+
 #[test]
 fn pages_are_asked_for_until_the_last_and_one_that_leads_nowhere_fails() {
     let mut p = begun();
