@@ -173,12 +173,18 @@ impl<C: Core> Shard<C> {
         loop {
             self.event(now, Event::TurnEnd);
             self.exports.resume(&mut self.ring);
-            if !self.pump(now) {
+            if self.pump(now) {
+                continue;
+            }
+            self.links.flush(&mut self.ring, &mut self.pending);
+            while let Some(buffer) = self.links.spent.pop() {
+                self.core.recycle(buffer);
+            }
+            let goes_on = self.exports.flush(&mut self.ring);
+            if !self.pump(now) && !goes_on {
                 break;
             }
         }
-        self.exports.flush(&mut self.ring);
-        self.links.flush(&mut self.ring);
     }
 
     fn ended(&mut self, now: Time) -> Option<End> {

@@ -119,15 +119,6 @@ pub fn allocate(file: &File, size: u64) -> io::Result<()> {
     if r == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(r)) }
 }
 
-/// Makes a range of a file a hole: it reads as zeroes and takes no space.
-pub fn punch_hole(file: &File, offset: u64, length: u64) -> io::Result<()> {
-    let number = |n| libc::off_t::try_from(n).map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e));
-    let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-    // SAFETY: no pointers; the descriptor is open.
-    let r = unsafe { libc::fallocate(file.as_raw_fd(), mode, number(offset)?, number(length)?) };
-    if r == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
-}
-
 /// Keeps freed memory for the next request instead of giving it back: a megabyte that is mapped anew for each request
 /// costs a page fault for each of its pages, more than the request itself.
 pub fn keep_memory() {

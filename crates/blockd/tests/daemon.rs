@@ -171,9 +171,15 @@ fn a_node_joins_serves_tells_of_itself_and_ends_cleanly() {
     assert!(matches!(said, Said::Listed(l) if l.len() == 1), "metad's list");
 
     assert!(get(&admin, "/healthz").ends_with("ok\n"));
+    // The drive is opened beside all that: it may come a moment later.
+    let sized = format!("drive\",drive=\"0\"}} {}", 256 << 20);
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !get(&admin, "/metrics").contains(&sized) && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(10));
+    }
     let metrics = get(&admin, "/metrics");
     assert!(metrics.contains("blockd_export_connections{volume=\"mem\"} 1\n"), "{metrics}");
-    assert!(metrics.contains(&format!("drive\",drive=\"0\"}} {}", 256 << 20)), "{metrics}");
+    assert!(metrics.contains(&sized), "{metrics}");
 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {

@@ -106,7 +106,7 @@ impl Deframer {
                     if crc32c::crc32c(&self.body) != header.body_sum {
                         return Err(FrameError::BodySum);
                     }
-                    let pages = PageBuf::zeroed(header.payload / crate::limits::BLOCK);
+                    let pages = PageBuf::for_overwrite(header.payload / crate::limits::BLOCK);
                     self.state = State::Payload(*header, pages, 0);
                 }
                 State::Payload(header, pages, have) => {
@@ -335,7 +335,7 @@ fn reply(h: &Header, body: &[u8], payload: Payload) -> Result<Reply, FrameError>
     })
 }
 
-// A payload is at most this, so `PageBuf::zeroed` is bounded by the header alone.
+// A payload is at most this, so `PageBuf::for_overwrite` is bounded by the header alone.
 const _: () = assert!(FRAME_PAYLOAD_MAX <= 1 << 20);
 
 #[cfg(test)]

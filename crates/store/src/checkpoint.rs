@@ -12,7 +12,7 @@ use crate::disk::superblock::Superblock;
 use crate::event::{Effect, IoOp};
 use crate::layout::Layout;
 use crate::op::{Op, Then};
-use crate::overlay::{Way, What};
+use crate::overlay::{Block, Way, What};
 use crate::store::{Disk, Job, Phase, Store, SuperblockWrite};
 use crate::table::{NONE, Px, Use};
 use proto::limits::BLOCKS_PER_EXTENT;
@@ -48,6 +48,8 @@ pub(crate) struct Checkpoint {
     stage: Stage,
     /// Home and page writes in flight.
     in_flight: usize,
+    /// Scratch of `home_run`.
+    ready: Vec<(u8, u64, Payload)>,
     /// Extents that seemed to hold no byte.
     pub empty: VecDeque<Px>,
     /// metad's newest order to delete.
@@ -155,10 +157,12 @@ impl Store {
     fn home_run(&mut self, px: Px, queue: &mut VecDeque<Px>) {
         let mut run: Vec<(Px, u8, u64)> = Vec::new();
         let mut pieces: Vec<Payload> = Vec::new();
+        let mut ready = std::mem::take(&mut self.checkpoint.ready);
         let mut start = 0;
         let mut at = Some(px);
         while let Some(px) = at.take() {
-            for (block, seq, payload) in self.ready_blocks(px) {
+            self.ready_blocks(px, &mut ready);
+            for (block, seq, payload) in ready.drain(..) {
                 let place = u64::from(px) * u64::from(BLOCKS_PER_EXTENT) + u64::from(block);
                 if !run.is_empty() && (place != start + run.len() as u64 || run.len() >= RUN_MAX) {
                     self.write_home(std::mem::take(&mut run), std::mem::take(&mut pieces));
@@ -174,29 +178,25 @@ impl Store {
                 at = queue.pop_front_if(|next| *next == px + 1);
             }
         }
+        self.checkpoint.ready = ready;
         if !run.is_empty() {
             self.write_home(run, pieces);
         }
     }
 
     /// Blocks of an extent that may go home now, ascending; none while it is read or written.
-    fn ready_blocks(&self, px: Px) -> Vec<(u8, u64, Payload)> {
+    fn ready_blocks(&self, px: Px, ready: &mut Vec<(u8, u64, Payload)>) {
         let disk = self.disk();
         let early = self.bugs().home_before_flush;
         let flushed = if early { disk.journal.applied } else { disk.journal.flushed };
         let usage = disk.table.get(px).usage;
         let owned = usage == Use::Owned || (early && usage == Use::Fresh);
         if !owned || disk.table.is_pinned(px) {
-            return Vec::new();
+            return;
         }
-        let mut ready: Vec<(u8, u64, Payload)> = disk
-            .overlay
-            .of(px)
-            .filter(|b| b.what == What::Data && b.way == Way::Pending && b.seq <= flushed)
-            .filter_map(|b| Some((b.block, b.seq, b.payload.clone()?)))
-            .collect();
-        ready.sort_unstable_by_key(|b| b.0);
-        ready
+        let waits = |b: &&Block| b.what == What::Data && b.way == Way::Pending && b.seq <= flushed;
+        let blocks = disk.overlay.of(px).filter(waits);
+        ready.extend(blocks.filter_map(|b| Some((b.block, b.seq, b.payload.clone()?))));
     }
 
     fn write_home(&mut self, run: Vec<(Px, u8, u64)>, pieces: Vec<Payload>) {

@@ -178,7 +178,7 @@ impl Store {
 impl crate::store::Disk {
     /// A block moves from the overlay into the table.
     fn commit(&mut self, px: Px, block: u32) {
-        let b = self.overlay.get(px, block).expect("the caller has looked").clone();
+        let (b, last) = self.overlay.remove(px, block);
         let e = self.table.get_mut(px);
         let presence = match b.what {
             What::Data | What::Bad => crate::disk::page::Presence::Data,
@@ -188,8 +188,7 @@ impl crate::store::Disk {
         e.states.set(block, presence);
         e.sums[block as usize] = b.sum;
         let version = e.version().max(b.version);
-        let last = self.overlay.remove(px, block);
-        self.table.get_mut(px).set_version(last.unwrap_or(version));
+        e.set_version(last.unwrap_or(version));
         self.journal.block_out(b.seq);
         self.touch_extent(px, b.seq);
     }

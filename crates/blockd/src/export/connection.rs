@@ -83,17 +83,33 @@ impl Connection {
         }
     }
 
-    /// One send of that, if none is in flight.
-    pub fn flush(&mut self, ring: &mut Ring<Tag>, tag: Tag) {
+    /// Sends that, if nothing is in flight; again, as long as all of it goes out at once. False if the client is gone.
+    pub fn flush(&mut self, ring: &mut Ring<Tag>, tag: Tag) -> bool {
         self.collect();
-        self.stream.flush(ring, tag);
+        while let Some((result, out)) = self.stream.flush(ring, tag) {
+            self.recycle(out);
+            if result.is_err() {
+                return false;
+            }
+            self.collect();
+        }
+        true
     }
 
+    /// A send that was in flight is over.
     pub fn sent(&mut self, out: Outgoing) {
         self.stream.sent();
+        self.recycle(out);
+    }
+    fn recycle(&mut self, out: Outgoing) {
         for buffer in out.into_buffers() {
             self.server.recycle(buffer);
         }
+    }
+
+    /// Holds input that the machine may take now.
+    pub fn holds_input(&self) -> bool {
+        self.rest.is_some() && self.server.wants_input()
     }
 
     /// Nothing is left to be said.

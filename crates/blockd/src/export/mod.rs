@@ -51,6 +51,8 @@ pub struct Exports {
     names: Map<ExportId, String>,
     tickets: Slab<Asked>,
     dirty: Vec<ConnId>,
+    /// Scratch of `flush`.
+    held: Vec<ConnId>,
     next_connection: u64,
     next_export: u64,
     draining: bool,
@@ -94,10 +96,11 @@ impl Exports {
         self.pump(ring, id);
     }
 
-    /// Lets a connection's machine go on as far as it can.
-    fn pump(&mut self, ring: &mut Ring<Tag>, id: ConnId) {
+    /// Lets a connection's machine go on as far as it can. True if it took input or asked for anything.
+    fn pump(&mut self, ring: &mut Ring<Tag>, id: ConnId) -> bool {
+        let mut any = false;
         loop {
-            let Some(c) = self.connections.get_mut(&id) else { return };
+            let Some(c) = self.connections.get_mut(&id) else { return any };
             let progress = c.offer();
             let mut asked = false;
             while let Some(ask) = self.connections.get_mut(&id).and_then(|c| c.server.poll()) {
@@ -107,11 +110,13 @@ impl Exports {
             if !progress && !asked {
                 break;
             }
+            any = true;
         }
         if let Some(c) = self.connections.get_mut(&id) {
             c.receive(ring, Tag::Guest(id, Way::Receive));
         }
         self.touch(id);
+        any
     }
 
     fn touch(&mut self, id: ConnId) {
@@ -274,16 +279,28 @@ impl Exports {
         }
     }
 
-    /// The turn's end: what the machines said goes out, one send each.
-    pub fn flush(&mut self, ring: &mut Ring<Tag>) {
+    /// The turn's end: what the machines said goes out, one send each. True if one of them, rid of what it had to say,
+    /// goes on with input that it held back.
+    pub fn flush(&mut self, ring: &mut Ring<Tag>) -> bool {
+        let mut held = std::mem::take(&mut self.held);
         while let Some(id) = self.dirty.pop() {
             let Some(c) = self.connections.get_mut(&id) else { continue };
             c.dirty = false;
-            c.flush(ring, Tag::Guest(id, Way::Send));
-            if c.is_over() {
+            let there = c.flush(ring, Tag::Guest(id, Way::Send));
+            if !there || c.is_over() {
                 self.drop_connection(ring, id);
+            } else if c.holds_input() {
+                held.push(id);
+            } else {
+                c.receive(ring, Tag::Guest(id, Way::Receive));
             }
         }
+        let mut any = false;
+        for id in held.drain(..) {
+            any |= self.pump(ring, id);
+        }
+        self.held = held;
+        any
     }
 
     fn drop_connection(&mut self, ring: &mut Ring<Tag>, id: ConnId) {

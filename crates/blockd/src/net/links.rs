@@ -8,6 +8,7 @@ use crate::shard::Tag;
 use crate::sys;
 use node::{Event, LinkId};
 use proto::Map;
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 
@@ -26,6 +27,8 @@ pub struct Links {
     links: Map<LinkId, Link>,
     dirty: Vec<LinkId>,
     accepted: u64,
+    /// Buffers of what has been sent, for the node.
+    pub spent: Vec<Vec<u8>>,
     pub bytes_in: u64,
     pub bytes_out: u64,
 }
@@ -113,20 +116,25 @@ impl Links {
         if result.is_err() {
             return self.lost(ring, link);
         }
-        l.stream.flush(ring, Tag::Link(link, Way::Send));
-        None
+        self.push(ring, link)
     }
 
-    /// One send for every link with output and none in flight.
-    pub fn flush(&mut self, ring: &mut Ring<Tag>) {
+    /// One send for every link with output and none in flight. Events of links that turn out to be gone.
+    pub fn flush(&mut self, ring: &mut Ring<Tag>, events: &mut VecDeque<Event>) {
         while let Some(link) = self.dirty.pop() {
             if let Some(l) = self.links.get_mut(&link) {
                 l.dirty = false;
                 if l.up {
-                    l.stream.flush(ring, Tag::Link(link, Way::Send));
+                    events.extend(self.push(ring, link));
                 }
             }
         }
+    }
+    fn push(&mut self, ring: &mut Ring<Tag>, link: LinkId) -> Option<Event> {
+        let l = self.links.get_mut(&link)?;
+        let (result, out) = l.stream.flush(ring, Tag::Link(link, Way::Send))?;
+        self.spent.extend(out.into_buffers());
+        if result.is_err() { self.lost(ring, link) } else { None }
     }
 
     /// The connection is gone: says so once.

@@ -1,6 +1,6 @@
 //! One connected socket: at most one receive and one send in flight, large ones.
 
-use crate::ring::{Fd, Outgoing, Ring};
+use crate::ring::{Errno, Fd, Outgoing, Ring, Sent};
 
 /// One receive takes so much: many frames by one system call.
 const RECEIVE: usize = 256 << 10;
@@ -54,11 +54,17 @@ impl Stream {
         self.sending
     }
 
-    /// Sends all output, if no send is in flight.
-    pub fn flush<T>(&mut self, ring: &mut Ring<T>, tag: T) {
-        if !self.sending && !self.out.is_empty() {
-            self.sending = true;
-            ring.send(self.fd, std::mem::take(&mut self.out), tag);
+    /// Sends all output, if no send is in flight. What went out at once (or failed at once) comes back.
+    pub fn flush<T>(&mut self, ring: &mut Ring<T>, tag: T) -> Option<(Result<(), Errno>, Outgoing)> {
+        if self.sending || self.out.is_empty() {
+            return None;
+        }
+        match ring.send(self.fd, std::mem::take(&mut self.out), tag) {
+            Sent::Now(result, out) => Some((result, out)),
+            Sent::Later => {
+                self.sending = true;
+                None
+            }
         }
     }
 

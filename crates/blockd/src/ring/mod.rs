@@ -26,6 +26,18 @@ const TEARDOWN: Duration = Duration::from_secs(10);
 /// `user_data` of cancellations.
 const CANCEL: u64 = u64::MAX;
 
+/// Vectors kept to be used again.
+const VECTORS_KEPT: usize = 64;
+
+/// What became of a send.
+#[must_use]
+pub enum Sent {
+    /// All of it has gone, or it has failed; the memory comes back.
+    Now(Result<(), Errno>, Outgoing),
+    /// Under way; an `Outcome::Sent` follows.
+    Later,
+}
+
 struct Pending<T> {
     fd: Fd,
     tag: T,
@@ -105,7 +117,7 @@ impl<T> Ring<T> {
     /// Reads `blocks` blocks at `offset` bytes.
     pub fn read(&mut self, fd: Fd, offset: u64, blocks: usize, tag: T) {
         assert!(blocks > 0, "an empty read is a bug");
-        self.begin(fd, tag, Job::Read { buf: PageBuf::zeroed(blocks), offset, done: 0 });
+        self.begin(fd, tag, Job::Read { buf: PageBuf::for_overwrite(blocks), offset, done: 0 });
     }
 
     /// Writes all pieces, one after the other, at `offset` bytes.
@@ -126,11 +138,27 @@ impl<T> Ring<T> {
         self.begin(fd, tag, Job::Recv { buf });
     }
 
-    /// Sends all of `out`.
-    pub fn send(&mut self, fd: Fd, out: Outgoing, tag: T) {
+    /// Sends all of `out`. What the socket takes at once is sent here and now, without a completion: it would only wake
+    /// the loop for a turn in which nothing has happened. The rest, if any, is an operation like any other.
+    pub fn send(&mut self, fd: Fd, out: Outgoing, tag: T) -> Sent {
         assert!(!out.is_empty(), "an empty send is a bug");
         let vector = self.vectors.pop().unwrap_or_default();
-        self.begin(fd, tag, Job::send(out, vector));
+        let mut job = Job::send(out, vector);
+        let raw = self.fds.raw(fd);
+        let sent = job.send_now(raw);
+        match sent {
+            None => {
+                self.begin(fd, tag, job);
+                Sent::Later
+            }
+            Some(result) => {
+                let (out, vector) = job.into_outgoing();
+                if self.vectors.len() < VECTORS_KEPT {
+                    self.vectors.push(vector);
+                }
+                Sent::Now(result, out)
+            }
+        }
     }
 
     /// Accepts one connection on a listening socket.
@@ -226,7 +254,7 @@ impl<T> Ring<T> {
                         let p = ops.remove(key);
                         fds.end(uring, p.fd);
                         if let Some(v) = p.job.into_vector()
-                            && vectors.len() < 64
+                            && vectors.len() < VECTORS_KEPT
                         {
                             vectors.push(v);
                         }

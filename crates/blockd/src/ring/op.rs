@@ -8,7 +8,7 @@ use super::fds::Target;
 use io_uring::{opcode, squeue, types};
 use proto::limits::BLOCK;
 use proto::{PageBuf, Payload};
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 
 /// An errno.
 pub type Errno = i32;
@@ -223,6 +223,33 @@ impl Job {
         // SAFETY: msghdr is plain old data; all zeroes is a message without address, data and control.
         let header = Box::new(unsafe { std::mem::zeroed::<libc::msghdr>() });
         Job::Send { out, vector, header, done: 0 }
+    }
+
+    /// Tries a send at once: none if something is left for later.
+    pub(super) fn send_now(&mut self, fd: RawFd) -> Option<Result<(), Errno>> {
+        let Job::Send { out, vector, header, done } = self else { unreachable!("only sends") };
+        vector.fill(out.slices(), 0);
+        header.msg_iov = vector.0.as_mut_ptr();
+        header.msg_iovlen = vector.0.len();
+        // SAFETY: the message points at this job's vector, and that at this job's buffers, all borrowed here; the call
+        // does not wait and keeps no pointer.
+        let n = unsafe { libc::sendmsg(fd, &raw const **header, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) };
+        match usize::try_from(n) {
+            Ok(n) if n == out.len => Some(Ok(())),
+            Ok(n) => {
+                *done = n;
+                None
+            }
+            Err(_) => match std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO) {
+                libc::EAGAIN | libc::EINTR | libc::ENOBUFS | libc::ENOMEM => None,
+                errno => Some(Err(errno)),
+            },
+        }
+    }
+    /// A send that is over: its memory.
+    pub(super) fn into_outgoing(self) -> (Outgoing, Vector) {
+        let Job::Send { out, vector, .. } = self else { unreachable!("only sends") };
+        (out, vector)
     }
 
     /// The submission for what is left to do.

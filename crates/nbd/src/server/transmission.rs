@@ -194,7 +194,9 @@ impl Transmission {
     fn begin_write(&mut self, write: Write) {
         let at = in_block(write.offset);
         let end = at + write.len as usize;
-        let buffer = PageBuf::zeroed(end.div_ceil(BLOCK));
+        let mut buffer = PageBuf::for_overwrite(end.div_ceil(BLOCK));
+        buffer.bytes_mut()[..at].fill(0);
+        buffer.bytes_mut()[end..].fill(0);
         self.in_flight += write.len as usize;
         self.state = State::Payload { write, buffer, at, end };
     }
