@@ -20,7 +20,6 @@ const EIO: u32 = 5;
 const EINVAL: u32 = 22;
 const ENOSPC: u32 = 28;
 const EOVERFLOW: u32 = 75;
-const ESHUTDOWN: u32 = 108;
 
 const READ: u16 = 0;
 const WRITE: u16 = 1;
@@ -328,13 +327,36 @@ fn disconnect_waits_for_what_is_in_flight() {
 }
 
 #[test]
-fn a_draining_server_refuses_requests_until_the_client_leaves() {
-    let mut rig = Rig::entered(MIB, 1);
+fn a_draining_server_answers_what_is_in_flight_and_hangs_up() {
+    let mut rig = Rig::entered(MIB, 0);
+    rig.server.receive(&write(1, 0, &[1; 512]));
+    let Some(Ask::Request { id, .. }) = rig.server.poll() else { panic!("a request") };
+    let half = write(2, 0, &[1; 512]);
+    rig.server.receive(&half[..100]);
     rig.server.drain();
-    assert_eq!(error_of(1, &rig.say(&write(1, 0, &[1; 512])), 1, 0), ESHUTDOWN);
-    assert_eq!(error_of(1, &rig.say(&compact(0, READ, 2, 0, 512)), 2, 0), ESHUTDOWN);
-    rig.say(&compact(0, DISC, 2, 0, 0));
-    assert_eq!(rig.closed(), Some(Close::Disconnected));
+    assert_eq!(rig.server.receive(&half[100..]), 0, "nothing more is taken");
+    assert_eq!(rig.closed(), None);
+    rig.server.done(id);
+    assert_eq!(rig.closed(), Some(Close::Drained));
+    let mut out = Vec::new();
+    rig.server.write_output(&mut out);
+    assert_eq!(out, simple(0, 1).0, "the other one has no answer, not even an error");
+}
+
+#[test]
+fn a_forsaken_request_ends_the_connection_without_an_answer() {
+    let mut rig = Rig::entered(MIB, 0);
+    rig.server.receive(&[write(1, 0, &[1; 512]), write(2, 4096, &[1; 512])].concat());
+    let ids: Vec<_> = std::iter::from_fn(|| rig.server.poll())
+        .filter_map(|a| if let Ask::Request { id, .. } = a { Some(id) } else { None })
+        .collect();
+    rig.server.forsake(ids[0]);
+    assert_eq!(rig.closed(), None);
+    rig.server.done(ids[1]);
+    assert_eq!(rig.closed(), Some(Close::Drained));
+    let mut out = Vec::new();
+    rig.server.write_output(&mut out);
+    assert_eq!(out, simple(0, 2).0);
 }
 
 #[test]

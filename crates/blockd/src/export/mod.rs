@@ -326,11 +326,14 @@ impl Exports {
         }
     }
 
-    /// Refuses whatever is new; what is in flight is completed by the node.
+    /// Takes nothing new; what is in flight is completed by the node. Connections end then.
     pub fn drain(&mut self) {
         self.draining = true;
         for c in self.connections.values_mut() {
             c.server.drain();
+        }
+        for id in self.connections.keys().copied().collect::<Vec<_>>() {
+            self.touch(id);
         }
     }
 

@@ -115,6 +115,8 @@ pub enum Close {
     Aborted,
     /// NBD_CMD_DISC.
     Disconnected,
+    /// The server goes. What it has not answered the client asks again, of the next one: a pause, not an error.
+    Drained,
     /// EXPORT_NAME could not be served; the protocol has no other answer.
     Refused,
     /// The client broke the protocol where it cannot be mended.
@@ -213,7 +215,10 @@ impl Server {
         match step {
             Step::Continue => {}
             Step::Transmission(agreed) => {
-                self.phase = Phase::Transmission(Box::new(Transmission::new(agreed, self.draining)));
+                self.phase = Phase::Transmission(Box::new(Transmission::new(agreed)));
+                if self.draining {
+                    self.hang_up();
+                }
             }
             Step::Close(close) => {
                 self.phase = Phase::Over;
@@ -265,6 +270,20 @@ impl Server {
         t.fail(id, errno, why, out);
     }
 
+    /// Nobody will answer this request: the connection ends after what is answered, so that the client asks again.
+    pub fn forsake(&mut self, id: RequestId) {
+        let (t, _) = self.transmission();
+        t.forsake(id);
+        self.hang_up();
+    }
+
+    fn hang_up(&mut self) {
+        if let Phase::Transmission(t) = &mut self.phase {
+            t.close();
+            self.closing.get_or_insert(Close::Drained);
+        }
+    }
+
     fn transmission(&mut self) -> (&mut Transmission, &mut Output) {
         match &mut self.phase {
             Phase::Transmission(t) => (t, &mut self.out),
@@ -279,12 +298,13 @@ impl Server {
         }
     }
 
-    /// Refuses all new requests and options; the client is expected to disconnect.
+    /// Takes no more requests, and refuses options; the connection ends when what is in flight is answered. (An error
+    /// would reach the guest: clients that connect again by themselves do so for a lost connection only.)
     pub fn drain(&mut self) {
         self.draining = true;
         match &mut self.phase {
             Phase::Handshake(h) => h.drain(),
-            Phase::Transmission(t) => t.drain(),
+            Phase::Transmission(_) => self.hang_up(),
             Phase::Over => {}
         }
     }

@@ -78,13 +78,12 @@ pub(crate) struct Transmission {
     pending: Map<RequestId, Pending>,
     next: u64,
     in_flight: usize,
-    draining: bool,
     /// Pieces of the read that is being answered; kept for its capacity.
     pieces: Vec<ReadPiece>,
 }
 
 impl Transmission {
-    pub fn new(agreed: Agreed, draining: bool) -> Transmission {
+    pub fn new(agreed: Agreed) -> Transmission {
         Transmission {
             state: State::Header,
             gather: Gather::default(),
@@ -94,7 +93,6 @@ impl Transmission {
             pending: Map::default(),
             next: 0,
             in_flight: 0,
-            draining,
             pieces: Vec::new(),
         }
     }
@@ -111,9 +109,6 @@ impl Transmission {
     }
     pub fn in_flight(&self) -> usize {
         self.pending.len()
-    }
-    pub fn drain(&mut self) {
-        self.draining = true;
     }
     /// Requests from now on are judged by the new size.
     pub fn resize(&mut self, size: u64) {
@@ -165,10 +160,7 @@ impl Transmission {
 
     fn header(&mut self, h: Header, out: &mut Output, asks: &mut VecDeque<Ask>) -> Option<Close> {
         let rules = Rules { mode: self.mode, allocation: self.allocation, export: &self.export };
-        let mut verdict = rules.admit(&h);
-        if self.draining && verdict != Ok(Admitted::Disconnect) {
-            verdict = Err(Rejected { errno: Errno::Shutdown, why: "the server is shutting down" });
-        }
+        let verdict = rules.admit(&h);
         let payload = h.payload(self.mode);
         match verdict {
             Ok(Admitted::Disconnect) => return Some(Close::Disconnected),
@@ -258,6 +250,11 @@ impl Transmission {
         let p = self.retire(id);
         assert!(p.kind == Kind::Plain, "a read or a status needs its data");
         reply::success(out, self.mode, p.cookie, p.offset);
+    }
+
+    /// Leaves a request without an answer.
+    pub fn forsake(&mut self, id: RequestId) {
+        self.retire(id);
     }
 
     pub fn fail(&mut self, id: RequestId, errno: Errno, why: &str, out: &mut Output) {
