@@ -25,8 +25,6 @@ pub(super) fn complete(server: &mut Server, id: RequestId, result: Result<GuestR
         Ok(GuestReply::Read(pieces)) => server.read_done(id, pieces.into_iter().map(piece)),
         Ok(GuestReply::Map(runs)) => server.status_done(id, &runs),
         Ok(GuestReply::Verified { .. }) => unreachable!("no NBD request asks for a verification"),
-        // A pause for the guest, not an error, if its client connects again.
-        Err(GuestError::Gone) => server.forsake(id),
         Err(error) => server.fail(id, errno(error), &error.to_string()),
     }
 }

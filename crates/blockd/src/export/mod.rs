@@ -246,7 +246,12 @@ impl Exports {
         let key = usize::try_from(ticket.0).expect("a key of `tickets`");
         let asked = self.tickets.remove(key);
         let Some(c) = self.connections.get_mut(&asked.connection) else { return };
-        convert::complete(&mut c.server, asked.request, result);
+        match result {
+            // A pause for the guest, not an error, if its client connects again. (Elsewhere it is one: another guest
+            // may have had the disk meanwhile.)
+            Err(GuestError::Gone) if self.draining => c.server.forsake(asked.request),
+            result => convert::complete(&mut c.server, asked.request, result),
+        }
         c.resume = true;
         self.touch(asked.connection);
     }

@@ -289,8 +289,8 @@ pub fn session() -> Result<String> {
 /// spine-7: a node gone for good.
 pub fn gone() -> Result<String> {
     let c = cluster(&["down_out=20s"])?;
-    volume(&c, "open", "256MiB")?;
-    volume(&c, "closed", "256MiB")?;
+    volume(&c, "open", "1GiB")?;
+    volume(&c, "closed", "1GiB")?;
     let log = path(&c, "closed.log")?;
     let filled = load::start(&c, &c.uri(2, "closed"), &log, 5, &[])?;
     load::finish(filled)?;
@@ -304,11 +304,10 @@ pub fn gone() -> Result<String> {
     sleep(2);
     c.kill(&victim)?;
     let start = Instant::now();
-    let mut progress = 0;
+    let mut progress = [0, 0];
     while start.elapsed() < Duration::from_secs(90) {
-        let shown = c.json(&["volume", "show", "closed"])?;
-        if shown["resync"]["left_seconds"].is_u64() {
-            progress += 1;
+        for (seen, v) in progress.iter_mut().zip(["open", "closed"]) {
+            *seen += u32::from(c.json(&["volume", "show", v])?["resync"]["left_seconds"].is_u64());
         }
         let whole = |v: &str| Ok::<_, anyhow::Error>(c.json(&["volume", "show", v])?["state"] == "healthy");
         if start.elapsed() > Duration::from_secs(20) && whole("closed")? && whole("open")? {
@@ -327,9 +326,13 @@ pub fn gone() -> Result<String> {
     }
     load::check(&c, &c.uri(1, "open"), &log_open)?;
     load::check(&c, &c.uri(2, "closed"), &log)?;
-    Ok(format!(
-        "{victim} gone: both volumes whole again {took:.0} s after the kill (down_out 20 s); progress with time left seen {progress} times; \
-         longest gap of the load {:.0} ms",
-        report.longest_gap_ms
-    ))
+    let figures = format!(
+        "{victim} gone: both volumes whole again {took:.0} s after the kill (down_out 20 s); progress with time left seen {} times \
+         for the open one, {} for the other; longest gap of the load {:.0} ms",
+        progress[0], progress[1], report.longest_gap_ms
+    );
+    if progress.contains(&0) || report.errors > 0 {
+        bail!(figures);
+    }
+    Ok(figures)
 }
