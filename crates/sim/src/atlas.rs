@@ -41,6 +41,11 @@ impl Atlas {
     pub fn lost_power(&self, branch: BranchId, chunk: ChunkIndex, drive: DriveId) -> bool {
         self.lost.get(&(branch, chunk)).is_some_and(|l| l.contains(&drive))
     }
+    /// True if this session was seen to serve before.
+    #[must_use]
+    pub fn has_served(&self, branch: BranchId, epoch: Epoch) -> bool {
+        self.served.get(&branch) == Some(&epoch)
+    }
     /// A drive holds everything, flushed, in this chunk.
     pub fn whole(&mut self, branch: BranchId, chunk: ChunkIndex, drive: DriveId) {
         if let Some(l) = self.lost.get_mut(&(branch, chunk)) {

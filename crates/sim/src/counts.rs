@@ -61,6 +61,7 @@ counted! {
         Live = "LIVE",
         Invariant = "INVARIANT",
         Min = "MIN",
+        Evidence = "EVIDENCE",
     }
 }
 

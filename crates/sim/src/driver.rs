@@ -129,7 +129,8 @@ impl World {
 
     pub fn export_opened(&mut self, host: HostIndex, life: u64, export: ExportId) {
         let Some(v) = self.volume_of(host, life, export) else { return };
-        let entry = self.volumes[v].opened(host, life, export, self.now);
+        let epoch = self.branch_of(v).and_then(|b| self.session_epoch(host, b)).unwrap_or_default();
+        let entry = self.volumes[v].opened((host, life, export), epoch, self.now);
         if let Some(entry) = entry {
             self.first_service(v, host);
             self.tell(entry);

@@ -6,6 +6,7 @@ use crate::net::{End, HostIndex};
 use crate::words;
 use crate::world::{Due, World};
 use node::{Effect, Event, LinkId};
+use proto::control::MetaRequest;
 use proto::{NodeId, Span};
 
 /// The index of a node's host.
@@ -39,7 +40,12 @@ impl World {
                     self.queue.put(at, Due::Net(t));
                 }
             }
-            Effect::Meta { token, request } => self.meta_request(host, life, token, request),
+            Effect::Meta { token, request } => {
+                if let MetaRequest::Propose { branch, epoch, changes } = &request {
+                    self.check_evidence(host, *branch, *epoch, changes);
+                }
+                self.meta_request(host, life, token, request);
+            }
             Effect::ExportOpened { export, .. } => self.export_opened(host, life, export),
             Effect::ExportRefused { export, error } => self.export_refused(host, life, export, &error),
             Effect::ExportClosed { export } => self.export_closed(host, life, export),
@@ -100,10 +106,21 @@ impl World {
         if !self.hosts[host].runs() {
             return;
         }
-        self.counts.fault(if between { Fault::CrashBetweenEffects } else { Fault::ProcessCrash });
+        if between {
+            self.counts.fault(Fault::CrashBetweenEffects);
+        }
+        let back = Span::millis(self.rng.pick(&[5, 50, 200, 500, 1500, 4000, 9000]));
+        self.crash_for(host, back);
+    }
+
+    /// ... and started again after so long.
+    pub fn crash_for(&mut self, host: HostIndex, back: Span) {
+        if !self.hosts[host].runs() {
+            return;
+        }
+        self.counts.fault(Fault::ProcessCrash);
         self.trace.step(self.now, 1, host as u64, || format!("n{}: process killed", host + 1));
         self.process_ends(host);
-        let back = Span::millis(self.rng.pick(&[5, 50, 200, 500, 1500, 4000, 9000]));
         self.put(back, Due::Start { host });
     }
 

@@ -6,7 +6,7 @@
 use crate::counts::Fault;
 use crate::guest::ClientState;
 use crate::host::End;
-use crate::net::HostIndex;
+use crate::net::{ConnId, HostIndex};
 use crate::world::{Due, Phase, World};
 use proto::{Span, Time};
 
@@ -49,6 +49,25 @@ impl World {
         }
     }
 
+    /// Shortly after a session has begun to serve: what it rests on is young.
+    pub fn aftershock(&mut self, host: HostIndex) {
+        if self.phase != Phase::Faults {
+            return;
+        }
+        let kind = self.rng.pick(&[
+            Fault::PowerLossAll,
+            Fault::PowerLossAll,
+            Fault::PowerLoss,
+            Fault::ProcessCrash,
+            Fault::Takeover,
+        ]);
+        match kind {
+            Fault::PowerLossAll => self.power_loss_of_all(),
+            Fault::Takeover => self.take_over(),
+            kind => self.fault_of_host(kind, host),
+        };
+    }
+
     fn draw_fault(&mut self) -> Fault {
         let total: u64 = self.swarm.faults.iter().map(|f| f.1).sum();
         let mut k = self.rng.below(total);
@@ -68,7 +87,12 @@ impl World {
 
     /// Does it, if it can be done now.
     fn fault(&mut self, kind: Fault) -> bool {
-        let host = self.rng.index(self.hosts.len());
+        let mut host = self.rng.index(self.hosts.len());
+        // Often where a guest is: there most can go wrong.
+        if self.rng.permille(300) {
+            let v = self.rng.index(self.volumes.len());
+            host = self.volumes[v].present().map_or(host, |c| c.host);
+        }
         match kind {
             Fault::ProcessCrash
             | Fault::CrashBetweenEffects
@@ -122,9 +146,15 @@ impl World {
                 self.hosts[host].doom = Some((after, end));
             }
             Fault::PowerLoss => {
-                self.counts.fault(Fault::PowerLoss);
-                let back = Span::millis(self.rng.pick(&[100, 1000, 3000, 8000, 15_000]));
-                self.power_loss(host, back);
+                // Now and then its network goes first: what its own drive has been told the others have not.
+                let first = self.rng.permille(400);
+                if first {
+                    let others = (0..self.hosts.len()).filter(|h| *h != host);
+                    let cuts = others.map(|o| (host, o)).collect();
+                    self.cut_for(cuts, 30, 30);
+                }
+                let after = if first { self.rng.within(500, 30_000) } else { 0 };
+                self.put(Span::micros(after), Due::PowerGoes { host });
             }
             Fault::Stop => self.stop(host, false),
             _ => {
@@ -140,6 +170,15 @@ impl World {
             }
         }
         true
+    }
+
+    pub fn power_goes(&mut self, host: HostIndex) {
+        if self.phase != Phase::Faults || !self.hosts[host].powered {
+            return;
+        }
+        self.counts.fault(Fault::PowerLoss);
+        let back = Span::millis(self.rng.pick(&[100, 1000, 3000, 8000, 15_000]));
+        self.power_loss(host, back);
     }
 
     pub fn stop(&mut self, host: HostIndex, between: bool) {
@@ -169,23 +208,29 @@ impl World {
             return false;
         }
         let conn = self.rng.pick(&live);
-        let soon = |r: &mut crate::rng::Rng| Span::micros(r.within(1, 300));
-        let late = |r: &mut crate::rng::Rng| Span::millis(r.within(1, 3000));
-        let (a, b) = (soon(&mut self.rng), soon(&mut self.rng));
         for h in self.net.hosts_of(conn) {
             self.hosts[h].struck = self.now;
         }
-        let hears = match kind {
-            Fault::LinkBreak => [a, b],
-            _ if self.rng.permille(500) => [a, late(&mut self.rng)],
-            _ => [late(&mut self.rng), b],
-        };
-        for (at, t) in self.net.break_conn(self.now, conn, hears) {
-            self.queue.put(at, Due::Net(t));
+        let soon = |r: &mut crate::rng::Rng| Span::micros(r.within(1, 300));
+        let mut hears = [soon(&mut self.rng), soon(&mut self.rng)];
+        let mut after = 0;
+        if kind == Fault::LinkHalfBreak {
+            // What is sent to one end just before lingers on the way, while the other end is already connected anew.
+            let end = self.rng.index(2);
+            hears[end] = Span::millis(self.rng.within(1, 3000));
+            self.net.stall(conn, end);
+            after = self.rng.pick(&[1, 500, 5000, 40_000]);
         }
         self.counts.fault(kind);
         self.trace.step(self.now, 3, kind as u64, || format!("FAULT {} ({conn:?})", kind.name()));
+        self.put(Span::micros(after), Due::Break { conn, hears });
         true
+    }
+
+    pub fn connection_breaks(&mut self, conn: ConnId, hears: [Span; 2]) {
+        for (at, t) in self.net.break_conn(self.now, conn, hears, &mut self.rng) {
+            self.queue.put(at, Due::Net(t));
+        }
     }
 
     fn cut_data(&mut self, kind: Fault, host: HostIndex) -> bool {
@@ -249,15 +294,28 @@ impl World {
         let (host, number) = (v.clients[i].host, v.clients[i].number);
         let elsewhere = self.other_host(host);
         let n = self.hosts.len();
-        let style = self.rng.below(4);
+        let style = self.rng.below(5);
         match style {
             0 => {
                 let after = self.rng.within(1, 60);
                 self.hosts[host].doom = Some((after, End::Stop));
             }
-            1 => {
-                let cuts = (0..n).filter(|h| *h != host).flat_map(|o| [(host, o), (o, host)]).collect();
+            1 | 2 => {
+                let others: Vec<HostIndex> = (0..n).filter(|h| *h != host).collect();
+                let cuts = others.iter().flat_map(|&o| [(host, o), (o, host)]).collect();
                 self.cut_for(cuts, 5000, 9000);
+                // Mostly from metad too: nobody can tell it.
+                if self.rng.permille(700) {
+                    self.cut_control(host, Span::secs(9));
+                }
+                // What cut it off has hit the others as well: they start anew.
+                let restarts = style == 2;
+                for o in others.into_iter().filter(|_| restarts) {
+                    if self.rng.permille(700) {
+                        let back = Span::millis(self.rng.pick(&[5, 50, 200, 500]));
+                        self.crash_for(o, back);
+                    }
+                }
             }
             _ => {
                 // What it has sent to one replica is held back until a newer session is there.
@@ -265,7 +323,7 @@ impl World {
                 self.cut_for(vec![(host, to)], 2300, 3600);
             }
         }
-        let soon = Span::millis(self.rng.below(if style == 1 { 2500 } else { 700 }));
+        let soon = Span::millis(self.rng.below(if style == 1 { 2500 } else { 900 }));
         self.put(soon, Due::Attach { volume, host: Some(elsewhere), force: true });
         let goes_on = Span::millis(self.rng.within(4000, 11_000));
         self.put(goes_on, Due::Retire { volume, client: number });

@@ -9,7 +9,7 @@ use crate::net::HostIndex;
 use crate::rng::Rng;
 use oracle::{Entry, OpId, OpKind, Outcome, VolumeNumber};
 use proto::limits::{BLOCK, SECTOR};
-use proto::{ExportId, Ticket, Time};
+use proto::{Epoch, ExportId, Ticket, Time};
 use std::collections::BTreeMap;
 use volume::{GuestData, GuestError, GuestOp, GuestReply, GuestRequest};
 
@@ -26,6 +26,7 @@ pub enum ClientState {
 #[derive(Debug)]
 struct Pending {
     op: OpId,
+    changes: bool,
     offset: u64,
     len: u64,
 }
@@ -66,8 +67,10 @@ pub struct Taste {
     /// Of a thousand writes.
     pub fua: u64,
     pub fine: u64,
-    /// Requests in flight at most.
+    /// Requests in flight at most; and how many of them change something (the others are reads, and go on while those
+    /// that write wait).
     pub depth: usize,
+    pub writers: usize,
     /// Longest request, blocks.
     pub longest: u64,
     /// Of a thousand: whole extents, aligned.
@@ -83,7 +86,9 @@ pub struct Volume {
     /// Drives are small: a write may be refused.
     pub tight: bool,
     pub clients: Vec<Client>,
+    /// The newest client that was served, and its session's epoch then.
     served: u32,
+    served_epoch: Epoch,
     tickets: u64,
 }
 
@@ -98,7 +103,17 @@ struct Drawn {
 impl Volume {
     #[must_use]
     pub fn new(name: String, number: VolumeNumber, layout: Layout, taste: Taste, tight: bool) -> Volume {
-        Volume { name, number, layout, taste, tight, clients: vec![], served: 0, tickets: 0 }
+        Volume {
+            name,
+            number,
+            layout,
+            taste,
+            tight,
+            clients: vec![],
+            served: 0,
+            served_epoch: Epoch(0),
+            tickets: 0,
+        }
     }
 
     pub fn client(&mut self, host: HostIndex, life: u64, export: ExportId) -> Option<&mut Client> {
@@ -123,17 +138,24 @@ impl Volume {
         });
     }
 
-    /// The export is open: its number, for the judge.
-    pub fn opened(&mut self, host: HostIndex, life: u64, export: ExportId, now: Time) -> Option<Entry> {
-        // Two exports of one volume in one process share its session: no newer client is served by that.
-        let shared = |c: &Client| c.alive() && c.host == host && c.life == life && c.number == self.served;
-        let number =
-            if self.served > 0 && self.clients.iter().any(shared) { self.served } else { self.served + 1 };
-        let c = self.client(host, life, export).filter(|c| c.state == ClientState::Opening)?;
+    /// The export is open, on a session of this epoch: its number, for the judge.
+    pub fn opened(&mut self, at: (HostIndex, u64, ExportId), epoch: Epoch, now: Time) -> Option<Entry> {
+        // Two exports of one volume in one process share its session: no newer client is served by that. Nor by a
+        // session that is over and does not know it yet.
+        let shares = |c: &&Client| c.alive() && c.number > 0 && (c.host, c.life) == (at.0, at.1);
+        let beside = self.clients.iter().filter(shares).map(|c| c.number).max();
+        let number = match beside {
+            Some(n) if n == self.served || epoch < self.served_epoch => n,
+            None if epoch < self.served_epoch => 0,
+            _ => self.served + 1,
+        };
+        let c = self.client(at.0, at.1, at.2).filter(|c| c.state == ClientState::Opening)?;
         c.number = number;
         c.state = ClientState::Open;
         c.since = now;
-        self.served = number;
+        if number >= self.served {
+            (self.served, self.served_epoch) = (number, epoch);
+        }
         Some(Entry::Serves { volume: self.number, client: number })
     }
 
@@ -160,7 +182,8 @@ impl Volume {
     ) -> (GuestRequest, Entry) {
         self.tickets += 1;
         let ticket = Ticket(self.tickets);
-        let drawn = self.draw(op, rng, counts);
+        let writing = self.clients[index].pending.values().filter(|p| p.changes).count();
+        let drawn = self.draw(op, writing < self.taste.writers, rng, counts);
         self.issue(index, op, ticket, drawn)
     }
 
@@ -174,14 +197,15 @@ impl Volume {
 
     fn issue(&mut self, index: usize, op: OpId, ticket: Ticket, d: Drawn) -> (GuestRequest, Entry) {
         let c = &mut self.clients[index];
-        c.pending.insert(ticket, Pending { op, offset: d.offset, len: d.len });
+        let changes = !matches!(d.kind, OpKind::Read { .. });
+        c.pending.insert(ticket, Pending { op, changes, offset: d.offset, len: d.len });
         let entry = Entry::Ask { op, volume: self.number, client: c.number, kind: d.kind };
         (GuestRequest { ticket, op: d.op }, entry)
     }
 
-    fn draw(&mut self, op: OpId, rng: &mut Rng, counts: &mut Counts) -> Drawn {
+    fn draw(&mut self, op: OpId, may_change: bool, rng: &mut Rng, counts: &mut Counts) -> Drawn {
         let t = &self.taste;
-        let total = t.read + t.write + t.discard + t.zeroes + t.flush;
+        let total = if may_change { t.read + t.write + t.discard + t.zeroes + t.flush } else { t.read };
         let k = rng.below(total);
         let fua = rng.permille(t.fua);
         let fine = rng.permille(t.fine);

@@ -507,6 +507,14 @@ impl World {
         self.metad.slow = Span(0);
     }
 
+    /// Nothing passes between a node and metad for so long.
+    pub fn cut_control(&mut self, host: HostIndex, long: Span) {
+        self.metad.no_answers.insert(host);
+        self.metad.no_requests.insert(host);
+        self.put(long, Due::End(Ending::Control { host }));
+        self.stream_breaks(host);
+    }
+
     pub fn control_heals(&mut self, host: HostIndex) {
         self.metad.no_requests.remove(&host);
         self.metad.no_answers.remove(&host);

@@ -37,7 +37,9 @@ struct Conn {
     broken: bool,
     /// Parcels towards end `i` arrive in order.
     last: [Time; 2],
-    /// Towards end `i`, while that direction is cut.
+    /// Towards end `i` nothing arrives for now.
+    stalled: [bool; 2],
+    /// Towards end `i`, while that direction is cut or stalled.
     held: [VecDeque<Parcel>; 2],
 }
 
@@ -110,6 +112,7 @@ impl Net {
             closed: [false; 2],
             broken: false,
             last: [Time::ZERO; 2],
+            stalled: [false; 2],
             held: [VecDeque::new(), VecDeque::new()],
         };
         self.conns.insert(id, conn);
@@ -184,7 +187,7 @@ impl Net {
         let delay = self.delay(a, b, rng);
         let passes = self.passes(a, b);
         let c = self.conns.get_mut(&id)?;
-        if !passes || !c.held[to].is_empty() {
+        if !passes || c.stalled[to] || !c.held[to].is_empty() {
             c.held[to].push_back(parcel);
             return None;
         }
@@ -234,15 +237,32 @@ impl Net {
         }
     }
 
-    /// The connection breaks; each end hears of it after its own time.
-    pub fn break_conn(&mut self, now: Time, id: ConnId, hears: [Span; 2]) -> Vec<(Time, Transit)> {
+    /// Nothing arrives at this end any more, for a while: the connection is about to break.
+    pub fn stall(&mut self, id: ConnId, end: usize) {
+        if let Some(c) = self.conns.get_mut(&id) {
+            c.stalled[end] = true;
+        }
+    }
+
+    /// The connection breaks; each end hears of it after its own time, and until then of what was sent before.
+    pub fn break_conn(
+        &mut self,
+        now: Time,
+        id: ConnId,
+        hears: [Span; 2],
+        rng: &mut Rng,
+    ) -> Vec<(Time, Transit)> {
         let Some(c) = self.conns.get_mut(&id) else { return vec![] };
         c.broken = true;
-        c.held = [VecDeque::new(), VecDeque::new()];
-        (0..2)
-            .filter(|&e| !c.closed[e])
-            .map(|e| (now + hears[e], Transit::Close { conn: id, end: e }))
-            .collect()
+        let mut out = vec![];
+        for end in (0..2).filter(|&e| !c.closed[e]) {
+            let held = std::mem::take(&mut c.held[end]);
+            let mut times: Vec<u64> = held.iter().map(|_| rng.below(hears[end].0 + 1)).collect();
+            times.sort_unstable();
+            out.extend(held.into_iter().zip(times).map(|(p, t)| (now + Span(t), p.on_its_way(id, end))));
+            out.push((now + hears[end], Transit::Close { conn: id, end }));
+        }
+        out
     }
 
     /// A process is gone, its machine lives: the kernel closes its connections.
@@ -258,9 +278,9 @@ impl Net {
         for (id, end) in mine {
             let late = Span::millis(rng.within(200, 15_000));
             out.extend(
-                self.break_conn(now, id, [late; 2])
+                self.break_conn(now, id, [late; 2], rng)
                     .into_iter()
-                    .filter(|(_, t)| matches!(t, Transit::Close { end: e, .. } if *e != end)),
+                    .filter(|(_, t)| matches!(t, Transit::Close { end: e, .. } | Transit::Bytes { end: e, .. } if *e != end)),
             );
             self.told(id, end);
         }
@@ -274,7 +294,8 @@ impl Net {
             .collect()
     }
 
-    /// The direction is free again: what was held goes on.
+    /// The direction is free again: what was held goes on when its sender tries the next time, each connection in its
+    /// own time.
     pub fn heal(&mut self, now: Time, from: HostIndex, to: HostIndex, rng: &mut Rng) -> Vec<(Time, Transit)> {
         self.cut.remove(&(from, to));
         let ids: Vec<ConnId> = self.conns.keys().copied().collect();
@@ -283,7 +304,12 @@ impl Net {
             for end in 0..2 {
                 let c = &self.conns[&id];
                 if c.ends[1 - end].host == from && c.ends[end].host == to {
-                    let held = std::mem::take(&mut self.conns.get_mut(&id).expect("listed").held[end]);
+                    let c = self.conns.get_mut(&id).expect("listed");
+                    let held = std::mem::take(&mut c.held[end]);
+                    if !held.is_empty() {
+                        let retry = Span::millis(rng.pick(&[0, 0, 50, 400, 1500]));
+                        c.last[end] = c.last[end].max(now + retry);
+                    }
                     out.extend(held.into_iter().filter_map(|p| self.put(now, id, end, p, rng)));
                 }
             }
@@ -338,7 +364,7 @@ mod tests {
     fn what_was_sent_before_a_break_arrives_until_the_end_has_heard() {
         let (mut n, c, mut rng) = net();
         assert!(send(&mut n, &mut rng, 0, 1).is_some());
-        assert_eq!(n.break_conn(Time(5), c, [Span(1), Span(9000)]).len(), 2);
+        assert_eq!(n.break_conn(Time(5), c, [Span(1), Span(9000)], &mut rng).len(), 2);
         assert!(send(&mut n, &mut rng, 6, 2).is_none(), "nothing more goes in");
         assert_eq!(n.end(c, 1), Some(B), "its end still takes what comes");
         n.told(c, 1);
@@ -352,6 +378,22 @@ mod tests {
         assert!(send(&mut n, &mut rng, 0, 1).is_none());
         assert!(n.send(Time(0), (B.host, B.life, B.link), vec![2], &mut rng).is_some());
         assert_eq!(n.heal(Time(10_000), 0, 1, &mut rng).len(), 1);
+    }
+
+    #[test]
+    fn what_a_stalled_connection_held_arrives_before_its_end_has_heard_of_the_break() {
+        let (mut n, c, mut rng) = net();
+        n.stall(c, 1);
+        assert!(send(&mut n, &mut rng, 0, 1).is_none() && send(&mut n, &mut rng, 1, 2).is_none());
+        let out = n.break_conn(Time(5), c, [Span(1), Span(9000)], &mut rng);
+        let towards_b: Vec<_> = out
+            .iter()
+            .filter_map(|(at, t)| match t {
+                Transit::Bytes { end: 1, bytes, .. } => Some((*at, bytes[0])),
+                _ => None,
+            })
+            .collect();
+        assert!(matches!(towards_b[..], [(a, 1), (b, 2)] if a <= b && b <= Time(9005)), "{towards_b:?}");
     }
 
     #[test]

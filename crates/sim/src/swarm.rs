@@ -23,6 +23,8 @@ pub struct Swarm {
     /// Kinds of faults and how much this seed likes each.
     pub faults: Vec<(Fault, u64)>,
     pub fault_count: u64,
+    /// Of a thousand: a session's first service is followed by another fault at once.
+    pub aftershock: u64,
     /// Parts in a million by which each node's clock is fast (or slow).
     pub drift: Vec<i64>,
     pub net_base: Span,
@@ -90,6 +92,7 @@ impl Swarm {
             span: Span::secs(rng.within(25, 80)),
             faults: likes(&mut rng),
             fault_count: FAULTS + rng.below(15),
+            aftershock: rng.pick(&[0, 0, 0, 150, 500]),
             drift: (0..nodes).map(|_| if drifting { drift(&mut rng) } else { 0 }).collect(),
             net_base: Span::micros(rng.pick(&[20, 50, 100, 500])),
             net_jitter: Span::micros(rng.pick(&[10, 50, 300, 3000])),
@@ -114,6 +117,7 @@ fn layout(volume: u32, rng: &mut Rng) -> Layout {
 }
 
 fn taste(rng: &mut Rng) -> Taste {
+    let depth = usize::try_from(rng.pick(&[1, 4, 16, 32])).expect("small");
     Taste {
         read: rng.within(10, 50),
         write: rng.within(20, 60),
@@ -122,7 +126,8 @@ fn taste(rng: &mut Rng) -> Taste {
         flush: rng.pick(&[1, 4, 12]),
         fua: rng.pick(&[0, 30, 200]),
         fine: rng.pick(&[50, 150, 400]),
-        depth: usize::try_from(rng.pick(&[1, 4, 16, 32])).expect("small"),
+        depth,
+        writers: rng.pick(&[1, depth.div_ceil(4), depth, depth]),
         longest: rng.pick(&[8, 16, 64]),
         extents: rng.pick(&[0, 100, 400]),
     }

@@ -11,7 +11,7 @@ use crate::faults::Ending;
 use crate::guest::Volume;
 use crate::host::{Clock, End, Host, Input};
 use crate::metad::{Metad, MetadDue};
-use crate::net::{HostIndex, Net, Transit};
+use crate::net::{ConnId, HostIndex, Net, Transit};
 use crate::properties::Watchers;
 use crate::queue::Queue;
 use crate::rng::Rng;
@@ -75,6 +75,19 @@ pub enum Due {
     },
     Metad(MetadDue),
     Fault,
+    /// A session has just begun to serve: something strikes again.
+    Aftershock {
+        host: HostIndex,
+    },
+    /// A connection breaks; each end hears of it after its own time.
+    Break {
+        conn: ConnId,
+        hears: [Span; 2],
+    },
+    /// The machine whose network went first loses power.
+    PowerGoes {
+        host: HostIndex,
+    },
     End(Ending),
     Look,
 }
@@ -224,6 +237,9 @@ impl World {
             Due::Retire { volume, client } => self.guest_retires(volume, client),
             Due::Metad(due) => self.metad_due(due),
             Due::Fault => self.fault_due(),
+            Due::Aftershock { host } => self.aftershock(host),
+            Due::Break { conn, hears } => self.connection_breaks(conn, hears),
+            Due::PowerGoes { host } => self.power_goes(host),
             Due::End(ending) => self.fault_ends(ending),
             Due::Look => self.look(),
         }

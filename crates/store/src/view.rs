@@ -1,7 +1,7 @@
 //! The store's true state, read-only: for the simulator's properties, metrics and tests.
 
 use crate::disk::page::Presence;
-use crate::op::Then;
+use crate::op::{Op, Then};
 use crate::overlay::Way;
 use crate::read::Bytes;
 use crate::store::{Phase, Store};
@@ -10,7 +10,9 @@ use proto::control::HeldReplica;
 use proto::limits::BLOCKS_PER_EXTENT;
 use proto::message::{BlockState, View};
 use proto::record::Sum;
-use proto::{BranchId, ChunkIndex, ConfigNumber, DriveId, Epoch, Incarnation, Marks, NodeId, Version};
+use proto::{
+    BlockRange, BranchId, ChunkIndex, ConfigNumber, DriveId, Epoch, Incarnation, Marks, NodeId, Version,
+};
 
 /// A block as the store's memory has it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -100,6 +102,18 @@ impl Store {
             px = e.next;
         }
         false
+    }
+    /// What journal writes in flight (or behind one) set: after an end of the process it may be there, or not.
+    #[must_use]
+    pub fn entering(&self) -> Vec<(BranchId, ChunkIndex, BlockRange)> {
+        let Some(d) = &self.disk else { return Vec::new() };
+        let batches = (d.journal.applied + 1..d.journal.next_seq).filter_map(|seq| d.journal.get(seq));
+        let sets_blocks = |op: &&Op| op.is_data();
+        let range = |op: &Op| {
+            let range = BlockRange { first: op.raw.first.get(), count: op.raw.count.get() };
+            (BranchId(op.raw.branch.get()), ChunkIndex(op.raw.chunk.get()), range)
+        };
+        batches.flat_map(|b| b.ops.iter().filter(sets_blocks).map(range)).collect()
     }
     /// Where the block's bytes lie on the drive, if they are at home (bytes from the start): for fault injection.
     #[must_use]

@@ -53,7 +53,7 @@ impl Session {
         }
         let mut stuck_attempts = vec![];
         for p in self.pending.values() {
-            let since = p.since.max(self.nodes[self.drives[p.drive].node].since);
+            let since = p.since.max(self.nodes[self.drives[p.drive].node].since).max(self.back);
             let limit = match p.what {
                 // the replica waits out an older lease first
                 What::Fence => Span(LEASE_WAIT.0 + ANSWER_TIMEOUT.0),
@@ -72,7 +72,9 @@ impl Session {
         }
         self.watch_writes(&mut stuck_attempts);
         for n in &self.nodes {
-            if n.connection.is_some() && n.lease_wanted.is_some_and(|t| self.now.since(t) > ANSWER_TIMEOUT) {
+            if n.connection.is_some()
+                && n.lease_wanted.is_some_and(|t| self.now.since(t.max(self.back)) > ANSWER_TIMEOUT)
+            {
                 for &d in &n.drives {
                     self.drives[d].overdue |= self.drives[d].required > 0;
                 }
@@ -86,7 +88,7 @@ impl Session {
 
     fn watch_writes(&mut self, stuck_attempts: &mut Vec<(u32, u64)>) {
         for (_, w) in self.window.iter() {
-            if self.now.since(w.at) <= ANSWER_TIMEOUT {
+            if self.now.since(w.at.max(self.back)) <= ANSWER_TIMEOUT {
                 break;
             }
             let c = &self.chunks[w.chunk as usize];
@@ -189,7 +191,9 @@ impl Session {
         let good = slots(left)
             .filter(|&s| {
                 let d = c.slots[s].drive;
+                // who has not answered for long himself is no witness: perhaps it is we who cannot be heard
                 self.linked(d)
+                    && !self.drives[d].overdue
                     && !c.slots[s].lacking
                     && (!self.in_doubt(chunk, s) || accepted)
                     && (self.serving() || self.drives[d].report.is_some())
@@ -213,6 +217,10 @@ impl Session {
     /// Proposes to drop what is suspected and may be dropped.
     pub(crate) fn suspect(&mut self) {
         if self.phase < crate::session::Phase::Fencing || self.phase >= crate::session::Phase::Detaching {
+            return;
+        }
+        // just back from a stop: who is still connected shows within a moment
+        if self.now.since(self.back) < RECONNECT_GRACE {
             return;
         }
         self.unproven = false;

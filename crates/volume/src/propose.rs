@@ -184,14 +184,15 @@ impl Session {
         for c in &take {
             self.to_ask.remove(c);
         }
-        let chunks = take.into_iter().map(ChunkIndex).collect();
+        let chunks = take.iter().copied().map(ChunkIndex).collect();
         let request = MetaRequest::Chunks { branch: self.branch, epoch: self.epoch, chunks };
-        self.ask_metad(Asked::Chunks, request);
+        self.ask_metad(Asked::Chunks(take), request);
     }
 
     pub(crate) fn meta_answer(&mut self, token: u64, answer: MetaAnswer) {
         let Some((_, asked)) = self.asked.remove(&token) else { return };
         self.dirty = true;
+        let unheard = matches!(answer, MetaAnswer::Unavailable);
         match answer {
             MetaAnswer::Configurations { epoch, chunks, down } => {
                 if epoch != self.epoch {
@@ -213,7 +214,9 @@ impl Session {
             Asked::Proposal(chunks) => self.proposal_answered(&chunks, token),
             Asked::Created => self.creation.ask_again(self.now + backoff(3)),
             Asked::Detach => self.closing.ask_again(self.now + backoff(2)),
-            Asked::Chunks => {}
+            // a change that metad told us of once is told no second time
+            Asked::Chunks(chunks) if unheard => self.to_ask.extend(chunks),
+            Asked::Chunks(_) => {}
         }
     }
 

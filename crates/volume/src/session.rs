@@ -24,6 +24,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// How often what has a deadline is looked at, while anything has one.
 pub(crate) const TICK: Span = Span::millis(50);
+/// Woken so late, a session takes it that its process, or its machine, was stopped.
+const STOPPED: Span = Span::millis(500);
 
 /// Where a session stands. Each step leads to the next; a failure on the way to `Serving` leads back to `Fencing`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -100,7 +102,7 @@ pub(crate) enum What {
 #[derive(Debug)]
 pub(crate) enum Asked {
     Proposal(Vec<u32>),
-    Chunks,
+    Chunks(Vec<u32>),
     Created,
     Detach,
 }
@@ -122,6 +124,8 @@ pub struct Session {
     /// Something other than a guest's I/O changed: look at everything.
     pub(crate) dirty: bool,
     pub(crate) next_tick: Time,
+    /// When it went on after it had been stopped.
+    pub(crate) back: Time,
 
     pub(crate) nodes: Vec<Node>,
     pub(crate) node_ix: Map<NodeId, usize>,
@@ -216,6 +220,7 @@ impl Session {
             effects: VecDeque::new(),
             dirty: true,
             next_tick: now,
+            back: Time::ZERO,
             nodes: vec![],
             node_ix: Map::default(),
             drives: vec![],
@@ -339,6 +344,10 @@ impl Session {
     fn maintain(&mut self, leases: &dyn Leases) {
         let tick = self.now >= self.next_tick;
         if tick {
+            // woken late: we were stopped, and our own silence is not to be taken for that of others
+            if self.now.since(self.next_tick) >= STOPPED {
+                self.back = self.now;
+            }
             self.next_tick = self.now + TICK;
         }
         let mut rounds = 0;
@@ -398,6 +407,7 @@ impl Session {
             || !self.ops.is_empty()
             || !self.flushes.is_empty()
             || !self.undecided.is_empty()
+            || !self.to_ask.is_empty()
             || !self.attempts.is_empty()
             || !self.waits.is_empty()
             || self.attached.kind == SessionKind::Maintenance

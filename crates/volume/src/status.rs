@@ -134,6 +134,14 @@ impl Session {
     pub fn doubts(&self, drive: DriveId) -> bool {
         self.drive_ix.get(&drive).is_some_and(|&d| self.drives[d].doubt)
     }
+    /// True if the session is connected to this drive, and does not doubt what it has of a chunk: a witness against
+    /// other members of it (5.2).
+    #[must_use]
+    pub fn vouched_by(&self, chunk: u32, drive: DriveId) -> bool {
+        let Some(&d) = self.drive_ix.get(&drive) else { return false };
+        let slot = self.chunks[chunk as usize].slot_of(d);
+        self.linked(d) && slot.is_some_and(|s| !self.in_doubt(chunk, s))
+    }
     /// Resync attempts under way: chunk, target, and how far they are.
     pub fn attempts(&self) -> impl Iterator<Item = (u32, Place, String)> + '_ {
         self.attempts.values().map(|a| {

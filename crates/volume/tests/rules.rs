@@ -337,6 +337,37 @@ fn a_session_that_is_cut_off_drops_nobody() {
 }
 
 #[test]
+fn a_session_that_was_stopped_takes_its_own_silence_for_nobody_elses() {
+    let mut w = served();
+    write(&mut w, 0, 5, 1);
+    w.calm(10);
+    // two have answered, one has not, and all could have been gone for all it knows
+    let t = write(&mut w, 0, 5, 2);
+    run(&mut w, 0, &[1, 2], 10);
+    w.now = w.now + Span::secs(3);
+    w.wake();
+    run(&mut w, 0, &[1, 2], 200);
+    assert_eq!(state(&w, 0, 3), Some(MemberState::InSync), "a second after it went on");
+    run(&mut w, 0, &[1, 2], 300);
+    assert_eq!(state(&w, 0, 3), Some(MemberState::Stale), "no answer for two seconds");
+    assert_eq!(answer(&w, t), Some(Ok(vec![])));
+}
+
+#[test]
+fn those_who_owe_an_answer_themselves_are_no_witnesses() {
+    let mut w = served();
+    write(&mut w, 0, 5, 1);
+    w.calm(10);
+    let t = write(&mut w, 0, 5, 2);
+    run(&mut w, 0, &[1], 600);
+    assert_eq!(w.metad.chunks[0].in_sync_count(), 3);
+    assert!(w.hosts[0].session.waits().any(|r| r == WaitReason::Evidence));
+    run(&mut w, 0, &[1, 2], 100);
+    assert_eq!(state(&w, 0, 3), Some(MemberState::Stale));
+    assert_eq!(answer(&w, t), Some(Ok(vec![])));
+}
+
+#[test]
 fn with_too_few_replicas_writes_wait_and_reads_and_flushes_go_on() {
     let mut w = served();
     write(&mut w, 0, 5, 1);
@@ -429,6 +460,27 @@ fn a_returning_member_is_resynced_and_promoted_in_three_steps() {
     });
     assert_eq!(moved, Some(4096), "only what differs: block 1; block 2 was written meanwhile");
     assert!(w.nodes[&NodeId(3)].drives[0].stable.contains_key(&(0, 1)), "flushed before it was proposed");
+}
+
+#[test]
+fn a_new_placement_is_asked_for_until_metad_has_answered() {
+    let mut w = served_by(Metad::new(vec![configuration(1, &[1, 2, 3], 100)]), 4);
+    w.calm(10);
+    let c = &mut w.metad.chunks[0];
+    c.number = ConfigNumber(2);
+    c.members.push(Member { place: place(4, 400), state: MemberState::Stale });
+    // told twice, shortly after one another; the first answer is lost
+    w.event(0, Event::ChunksChanged { chunks: vec![ChunkIndex(0)] });
+    w.metad_step(true);
+    w.event(0, Event::ChunksChanged { chunks: vec![ChunkIndex(0)] });
+    assert!(w.questions.is_empty(), "not at once");
+    for _ in 0..10 {
+        w.now = w.now + Span::millis(50);
+        w.wake();
+        w.metad_step(true);
+    }
+    w.calm(100);
+    assert!(w.hosts[0].session.configuration(0).number >= ConfigNumber(2));
 }
 
 #[test]

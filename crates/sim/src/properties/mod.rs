@@ -5,10 +5,12 @@
 
 mod aba;
 mod ackset;
+mod evidence;
 mod invariant;
 mod live;
 mod min;
 mod one;
+mod rewritten;
 mod same;
 pub mod truth;
 mod wal;
@@ -37,6 +39,7 @@ pub struct Watchers {
     /// Writes: when they were asked, and when they were answered.
     times: BTreeMap<(usize, Ticket), (Time, Option<Time>)>,
     pub one: one::One,
+    pub evidence: evidence::Evidence,
     pub ackset: ackset::AckSet,
     pub wal: Wal,
 }
@@ -85,14 +88,20 @@ impl World {
     }
 
     /// A client of a volume is served for the first time.
-    pub fn first_service(&mut self, v: usize, _host: HostIndex) {
+    pub fn first_service(&mut self, v: usize, host: HostIndex) {
+        self.check_rewritten(v, host);
         self.settle_losses(v);
+        if self.phase == Phase::Faults && self.rng.permille(self.swarm.aftershock) {
+            let soon = Span::millis(self.rng.pick(&[1, 5, 20, 100, 300, 700]));
+            self.put(soon, Due::Aftershock { host });
+        }
     }
 
     /// Looks at everything, from time to time.
     pub fn look(&mut self) {
         for v in 0..self.volumes.len() {
             self.notice_service(v);
+            self.check_older_leases(v);
         }
         self.check_invariant();
         self.check_same();

@@ -3,12 +3,13 @@
 //!
 //! Seen from the guests: a request that an older attachment asked after a newer one's first answer is never answered
 //! with success (a read needs a lease check after it was asked, a write acknowledgements). Seen from the drives: an
-//! in-sync replica knows the epoch that serves (`invariant` checks it beside the sets).
+//! in-sync replica knows the epoch that serves (`invariant` checks it beside the sets). Seen from the leases: an older session
+//! that still lives anywhere lacks one that it needs.
 
 use super::Asked;
 use crate::counts::Property;
 use crate::world::World;
-use proto::Time;
+use proto::{ChunkIndex, Time};
 use std::collections::BTreeMap;
 use volume::GuestOp;
 
@@ -29,9 +30,34 @@ impl World {
             *first = (asked.client, now);
         }
         let (newest, since) = *first;
+        if asked.client == newest && since == now {
+            self.check_older_leases(v);
+        }
         self.counts.checked(Property::One, 1);
         if asked.client < newest && asked.at > since {
             self.fail("ONE", format!("volume {v}: client {} is served after client {newest}", asked.client));
+        }
+    }
+
+    /// While a session serves, no older one's lease check would succeed: somebody whose lease it needs has taken it
+    /// back, or it has run out.
+    pub fn check_older_leases(&mut self, v: usize) {
+        let Some((branch, epoch, _)) = self.metad.session_of(&self.volumes[v].name) else { return };
+        if self.serving_host(branch, epoch).is_none() {
+            return;
+        }
+        for host in 0..self.hosts.len() {
+            let Some(chunks) = self.older_session(host, branch, epoch) else { continue };
+            for chunk in 0..chunks {
+                self.counts.checked(Property::One, 1);
+                if self.leased(host, branch, ChunkIndex(chunk)) {
+                    let text = format!(
+                        "{branch} c{chunk}: n{} holds all leases of an older epoch while epoch {epoch} serves",
+                        host + 1
+                    );
+                    return self.fail("ONE", text);
+                }
+            }
         }
     }
 }

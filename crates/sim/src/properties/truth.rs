@@ -33,7 +33,8 @@ impl World {
     fn store(&self, host: HostIndex, drive: DriveId) -> Option<&store::Store> {
         self.hosts[host].node.as_ref()?.stores().find(|s| s.0 == drive).map(|s| s.1)
     }
-    fn session(&self, host: HostIndex, branch: BranchId) -> Option<&volume::Session> {
+    #[must_use]
+    pub fn session(&self, host: HostIndex, branch: BranchId) -> Option<&volume::Session> {
         self.hosts[host].node.as_ref()?.session(branch)
     }
 
@@ -42,6 +43,20 @@ impl World {
     pub fn serving_host(&self, branch: BranchId, epoch: Epoch) -> Option<HostIndex> {
         (0..self.hosts.len())
             .find(|h| self.session(*h, branch).is_some_and(|s| s.epoch() == epoch && s.is_serving()))
+    }
+    /// A session of an older epoch that believes that it serves: how many chunks it has.
+    #[must_use]
+    pub fn older_session(&self, host: HostIndex, branch: BranchId, epoch: Epoch) -> Option<u32> {
+        let s = self.session(host, branch).filter(|s| s.epoch() < epoch && s.is_serving())?;
+        u32::try_from(s.chunks()).ok()
+    }
+    /// True if the host's session would be allowed to answer a read of this chunk now.
+    #[must_use]
+    pub fn leased(&self, host: HostIndex, branch: BranchId, chunk: ChunkIndex) -> bool {
+        let Some(node) = self.hosts[host].node.as_ref() else { return false };
+        let now = self.hosts[host].clock.local(self.now);
+        let required = self.session(host, branch).map(|s| s.required(chunk.0)).unwrap_or_default();
+        !required.is_empty() && required.iter().all(|p| node.lease_until(p.node, branch) > now)
     }
     #[must_use]
     pub fn session_epoch(&self, host: HostIndex, branch: BranchId) -> Option<Epoch> {
@@ -73,18 +88,28 @@ impl World {
     pub fn stored_epoch(&self, place: Place, branch: BranchId) -> Option<Epoch> {
         Some(self.store(index_of(place.node), place.drive)?.branch(branch)?.epoch)
     }
-    /// What the replica holds and must hold after its process ends; and whether after a power loss too.
+    /// What a drive that is open is just writing to its journal.
+    #[must_use]
+    pub fn entering(
+        &self,
+        host: HostIndex,
+        drive: DriveId,
+    ) -> Option<Vec<(BranchId, ChunkIndex, BlockRange)>> {
+        Some(self.store(host, drive).filter(|s| s.is_open())?.entering())
+    }
+    /// What a drive holds and must hold after its process ends; and whether after a power loss too.
     #[must_use]
     pub fn at_rest(
         &self,
-        place: Place,
+        host: HostIndex,
+        drive: DriveId,
         branch: BranchId,
         chunk: ChunkIndex,
         block: u32,
-    ) -> Option<(Block, Version, bool)> {
-        let store = self.store(index_of(place.node), place.drive)?;
-        let (view, version) = store.block(branch, chunk, block, View::Head)?;
-        Some((Block::of(view), version, store.is_flushed(branch, chunk, block)))
+    ) -> Option<(Block, bool)> {
+        let store = self.store(host, drive)?;
+        let (view, _) = store.block(branch, chunk, block, View::Head)?;
+        Some((Block::of(view), store.is_flushed(branch, chunk, block)))
     }
     #[must_use]
     pub fn found(
