@@ -118,7 +118,7 @@ pub struct Opened {
 pub enum Failure {
     #[error("not a blockd drive: no superblock")]
     NoSuperblock,
-    #[error("the drive belongs to {0:?}")]
+    #[error("the drive belongs to node {node} of cluster {cluster:032x}", node = .0.node, cluster = .0.cluster.0)]
     Foreign(HeldBy),
     #[error("the drive is smaller than when it was formatted: {now} < {then} bytes")]
     Shrunk { then: u64, now: u64 },

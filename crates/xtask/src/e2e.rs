@@ -1,10 +1,13 @@
 //! End-to-end checks in short: real processes, real drives (files, O_DIRECT), real clients where they are.
 
 use crate::cluster::Cluster;
-use crate::tools;
+use crate::{load, tools};
 use anyhow::{Context, Result, bail};
+use std::io::Write as _;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 /// Our own client: write under the loss of a replica's node, resync, verify; all killed and started again.
 pub fn own_client(bins: &Path) -> Result<()> {
@@ -26,6 +29,45 @@ pub fn own_client(bins: &Path) -> Result<()> {
     c.wait("vol1", "healthy", 120)?;
     c.ctl(&["load", "check", &uri, log])?;
     Ok(())
+}
+
+/// A guest whose client connects again sees neither its blockd's restart nor other clients' rubbish as an error.
+pub fn disturbed(bins: &Path) -> Result<()> {
+    let c = Cluster::up(bins, 3, "512MiB", &[])?;
+    c.ctl(&["volume", "create", "vol1", "--size", "64MiB"])?;
+    c.wait("vol1", "healthy", 60)?;
+    let log = c.dir.join("load.log");
+    let log = log.to_str().context("temporary folder's name is not UTF-8")?;
+    let uri = c.uri(1, "vol1");
+    let guest = load::start(&c, &uri, log, 6, &["--reconnect"])?;
+    std::thread::sleep(Duration::from_secs(1));
+    let others = rubbish(&c.socket(1))?;
+    std::thread::sleep(Duration::from_secs(1));
+    drop(others);
+    c.ctl(&["dev", "kill", "n1", "--signal", "TERM"])?;
+    c.start("n1")?;
+    let report = load::finish(guest)?;
+    if report.errors > 0 || report.reconnects != 1 {
+        bail!(
+            "a guest that connects again saw errors, or lost its connection to others' rubbish: {report:?}"
+        );
+    }
+    load::check(&c, &uri, log)
+}
+
+/// Clients that say nothing, half of something, nonsense, and an option of 4 GiB; they stay connected.
+fn rubbish(socket: &Path) -> Result<Vec<UnixStream>> {
+    let huge = [&3u32.to_be_bytes()[..], b"IHAVEOPT", &7u32.to_be_bytes(), &u32::MAX.to_be_bytes()].concat();
+    let nonsense = pattern(8192);
+    let said: [&[u8]; 4] = [b"", b"\0\0", &huge, &nonsense];
+    let mut clients = Vec::new();
+    for bytes in said.iter().cycle().take(16) {
+        let mut s = UnixStream::connect(socket)?;
+        // It may hang up before the end.
+        let _ = s.write_all(bytes);
+        clients.push(s);
+    }
+    Ok(clients)
 }
 
 /// qemu-img, qemu-io, nbdinfo, nbdcopy and fio, as far as they are there.

@@ -36,6 +36,9 @@ fn ends(s: &mut Steps) {
         Err(e) => return s.step("building the daemons", || Err(e)),
     };
     s.step("end to end: own client", || e2e::own_client(&bins).map(|()| Outcome::Passed));
+    s.step("end to end: a restart and rubbish disturb no guest", || {
+        e2e::disturbed(&bins).map(|()| Outcome::Passed)
+    });
     let missing = tools::install_clients();
     s.step("end to end: real clients", || {
         e2e::real_clients(&bins)?;

@@ -125,8 +125,19 @@ pub enum OpenError {
     Device(#[from] DeviceError),
     #[error("{path}: {source}")]
     Io { path: PathBuf, source: io::Error },
-    #[error("{path}: {source}. To make it a drive of this node: blockctl drive add, or blockd-format")]
+    #[error("{path}: {source}. {}", remedy(.source))]
     Superblock { path: PathBuf, source: store::event::Failure },
+}
+
+fn remedy(failure: &store::event::Failure) -> &'static str {
+    use store::event::Failure;
+    match failure {
+        Failure::NoSuperblock | Failure::Foreign(_) => {
+            "To make it a drive of this node: blockctl drive add, or blockd-format"
+        }
+        Failure::Shrunk { .. } => "Nothing was changed: give it its size back and start blockd again",
+        _ => "Nothing was changed",
+    }
 }
 
 /// Opens and locks a drive, tells metad and the shard of it.

@@ -34,6 +34,7 @@ pub fn clients() -> Result<String> {
     }
     let bins = build::daemons(Profile::Release)?;
     e2e::real_clients(&bins)?;
+    e2e::disturbed(&bins)?;
     let c = cluster(&[])?;
     volume(&c, "vol1", "1GiB")?;
     let f = fio_verify(&c.uri(1, "vol1"), 60)?;
