@@ -379,10 +379,13 @@ impl Node {
                 let mut flying: VecDeque<Asked> = std::mem::take(&mut seat.flying).into_values().collect();
                 flying.append(&mut seat.queue);
                 seat.queue = flying;
-                // Pieces of a verification are asked anew by whoever wants it.
-                let lost: Vec<Asked> =
-                    seat.queue.iter().filter(|a| matches!(a.client, Client::Verify(_))).cloned().collect();
-                seat.queue.retain(|a| !matches!(a.client, Client::Verify(_)));
+                // Pieces of a verification are asked anew by whoever wants it. What an export asked that has closed
+                // since ends with its session: another guest may write before the next one.
+                let exports = &seat.exports;
+                let goes_on = |a: &Asked| matches!(a.client, Client::Export(x) if exports.get(&x).is_some_and(|o| o.opened));
+                let (kept, lost): (VecDeque<Asked>, VecDeque<Asked>) =
+                    std::mem::take(&mut seat.queue).into_iter().partition(goes_on);
+                seat.queue = kept;
                 for asked in lost {
                     self.complete(&asked, Err(GuestError::Gone));
                 }
