@@ -1,8 +1,9 @@
 //! Checkpoints: flushed blocks go home, pages are written, the journal's tail moves. In the background, in rounds.
 //!
 //! A round takes what is flushed when it begins: its blocks go home (neighbours by one write), a flush, the pages
-//! that changed, a flush, the superblock with the new tail, a flush. It begins when half of the window is in use,
-//! or when what is in the journal has been there for a while. Under pressure each step asks for its flush at once.
+//! that changed, a flush, the superblock with the new tail, a flush. It begins when the journal fills, when nobody has
+//! written for a moment, or when what is in it has been there for a while: the longer blocks stay, the more of them are
+//! overwritten and never go home. Under pressure each step asks for its flush at once.
 
 use crate::disk::entry::{DROP_EXTENTS, ExtentKey, drop_extents};
 use crate::disk::page::{
@@ -22,7 +23,9 @@ use zerocopy::FromZeros;
 use zerocopy::little_endian::U32;
 
 /// A round begins when the oldest batch has been in the journal for so long.
-const ROUND_AFTER: Span = Span::secs(5);
+const ROUND_AFTER: Span = Span::secs(30);
+/// ... or when no batch has been sealed for so long.
+const QUIET: Span = Span::secs(2);
 /// After a round that moved nothing.
 const RETRY_AFTER: Span = Span::millis(10);
 /// Home and page writes in flight.
@@ -43,6 +46,13 @@ enum Stage {
     Super,
 }
 
+impl Checkpoint {
+    /// A batch has been sealed.
+    pub fn batch_sealed(&mut self, now: Time) {
+        self.quiet_at = now + QUIET;
+    }
+}
+
 #[derive(Default)]
 pub(crate) struct Checkpoint {
     stage: Stage,
@@ -54,21 +64,24 @@ pub(crate) struct Checkpoint {
     pub empty: VecDeque<Px>,
     /// metad's newest order to delete.
     pub deleted_upto: LogIndex,
-    /// When the next round may begin, if there is no pressure.
+    /// When the next round begins at the latest, if there is no pressure.
     next: Option<Time>,
+    /// When it does if no batch is sealed until then.
+    quiet_at: Time,
     retry: Option<Time>,
 }
 
 impl Store {
-    /// Half of what may be in use is.
     fn pressed(&self) -> bool {
-        let j = &self.disk().journal;
-        self.intake.stalled || j.used() > j.window() / 2
+        self.intake.stalled || self.disk().journal.is_pressed()
     }
 
     pub(crate) fn checkpoint_deadline(&self) -> Time {
         match self.checkpoint.stage {
-            Stage::Idle => self.checkpoint.retry.or(self.checkpoint.next).unwrap_or(Time::FAR),
+            Stage::Idle => {
+                let next = self.checkpoint.next.map(|t| t.min(self.checkpoint.quiet_at));
+                self.checkpoint.retry.or(next).unwrap_or(Time::FAR)
+            }
             _ => Time::FAR,
         }
     }
@@ -97,9 +110,13 @@ impl Store {
             (self.checkpoint.next, self.checkpoint.retry) = (None, None);
             return false;
         }
+        if !self.loader.is_done() {
+            return false;
+        }
         let (first, flushed, applied) = (journal.first_seq(), journal.flushed, journal.applied);
         let nothing_flushed = first > flushed;
-        let next = *self.checkpoint.next.get_or_insert(self.now + ROUND_AFTER);
+        let latest = *self.checkpoint.next.get_or_insert(self.now + ROUND_AFTER);
+        let next = latest.min(self.checkpoint.quiet_at);
         self.checkpoint.retry = self.checkpoint.retry.filter(|t| *t > self.now);
         let held = self.checkpoint.retry.is_some();
         if held || (!self.pressed() && next > self.now) {
@@ -298,8 +315,12 @@ impl Store {
 
     /// The superblock with the new tail is written; the round is over once that is flushed.
     fn end_round(&mut self) -> bool {
-        if self.disk().writing.is_some() || self.disk().journal.readers > 0 {
-            self.want_flush();
+        let disk = self.disk();
+        if disk.writing.is_some() || disk.journal.readers > 0 {
+            // A flush that begins before the write has completed would not cover it.
+            if disk.writing.as_ref().is_some_and(|w| w.stamp.is_some()) {
+                self.want_flush();
+            }
             self.checkpoint.stage = Stage::Super;
             return false;
         }

@@ -137,8 +137,12 @@ impl Store {
         pieces.push(head);
         pieces.extend(ops.iter().filter_map(|op| op.payload.clone()));
         let larges = ops.iter().map(|op| u32::from(op.is_large())).sum();
-        let batch = Batch { position, pages, crc, live: 0, hold: u64::MAX, homes, ops, stamp: None, larges };
+        let header = pages - blocks as u64;
+        let batch =
+            Batch { position, pages, header, crc, live: 0, hold: u64::MAX, homes, ops, stamp: None, larges };
         disk.journal.push(batch);
+        disk.journal.told();
+        self.checkpoint.batch_sealed(self.now);
         disk.journal.in_flight += 1;
         let offset = disk.layout.journal(position);
         for (id, raw) in marks {
@@ -174,7 +178,7 @@ impl Store {
 
     fn apply(&mut self, seq: u64) {
         let batch = self.disk_mut().journal.get_mut(seq);
-        let mut at = batch.position + header_pages_of(batch) as u64;
+        let mut at = batch.position + batch.header;
         let mut ops = std::mem::take(&mut batch.ops);
         self.disk_mut().journal.applied = seq;
         for op in &mut ops {
@@ -377,11 +381,6 @@ impl Store {
 fn pull_masks(raw: &RawRecord) -> PullMasks {
     let part = |n: u32| u16::try_from(raw.reserved2.get() >> (16 * n) & 0xffff).expect("16 bits");
     PullMasks { data: part(0), zero: part(1), absent: part(2) }
-}
-
-fn header_pages_of(b: &Batch) -> usize {
-    let blocks: usize = b.ops.iter().map(Op::blocks).sum();
-    usize::try_from(b.pages).expect("small") - blocks
 }
 
 fn fill_units(bytes: &mut [u8], marks: &[(BranchId, RawRecord)], ops: &[Op]) {

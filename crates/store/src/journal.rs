@@ -10,14 +10,24 @@ use crate::table::Px;
 use proto::limits::{BLOCK, REPLAY_MAX};
 use std::collections::VecDeque;
 
+/// Most that recovery reads.
+pub const REPLAY_PAGES: u64 = REPLAY_MAX / BLOCK as u64;
 /// Journal writes in flight at once. More would make small batches.
 pub const IN_FLIGHT: usize = 2;
+
+/// Recovery reads batches up to this many pages whole, along with their neighbours, and of longer ones first the header
+/// alone: of these the payload is read only if nothing says that it is flushed.
+pub const SHORT: u64 = 8;
+/// Pages that recovery reads at once where batches are short.
+pub const STRIDE: u64 = 32;
 
 /// A batch that the ring holds.
 pub struct Batch {
     /// Where its header begins, in pages since format.
     pub position: u64,
     pub pages: u64,
+    /// Of these its header.
+    pub header: u64,
     /// Checksum of its header.
     pub crc: u32,
     /// Overlay blocks that it holds the newest copy of.
@@ -31,6 +41,17 @@ pub struct Batch {
     /// When its write completed.
     pub stamp: Option<u64>,
     pub larges: u32,
+}
+impl Batch {
+    /// Pages that recovery may read on its account.
+    fn cost(&self, told: bool) -> u64 {
+        match () {
+            () if self.pages <= SHORT => self.pages,
+            // A stride that began in a short one before it may reach into this one.
+            () if told => self.header + STRIDE,
+            () => self.pages + STRIDE,
+        }
+    }
 }
 
 pub struct Journal {
@@ -48,6 +69,10 @@ pub struct Journal {
     pub applied: u64,
     pub flushed: u64,
     pub in_flight: usize,
+    /// Batches up to here are known as flushed to whoever reads the ring, by a later header.
+    told: u64,
+    /// Pages that recovery would read.
+    replay: u64,
     /// Large entries in batches that are not flushed.
     pub unflushed_larges: u32,
     /// Reads of the ring in flight: the tail stays.
@@ -69,24 +94,41 @@ impl Journal {
             applied: first_seq - 1,
             flushed: first_seq - 1,
             in_flight: 0,
+            told: first_seq - 1,
+            replay: 0,
             unflushed_larges: 0,
             readers: 0,
         }
     }
-    /// Pages that may be in use at once: the ring, but never more than may be replayed.
+    /// Pages of the ring.
     #[must_use]
     pub fn window(&self) -> u64 {
-        self.layout.journal_pages.min(REPLAY_MAX / BLOCK as u64)
+        self.layout.journal_pages
+    }
+    /// What recovery would read is counted right, and bounded; for checks.
+    pub fn check_replay(&self) {
+        let told = |i: usize| self.first_seq + i as u64 <= self.told;
+        let sum: u64 = self.batches.iter().enumerate().map(|(i, b)| b.cost(told(i))).sum();
+        assert_eq!(self.replay, sum, "pages that recovery would read");
+        assert!(self.replay <= REPLAY_PAGES, "recovery reads no more than it may");
+        assert!(self.told <= self.flushed, "nothing is told that is not so");
+    }
+    /// So full that room should be made.
+    #[must_use]
+    pub fn is_pressed(&self) -> bool {
+        let over = |part: u64, whole: u64| part * 8 > whole * 5;
+        over(self.used(), self.window()) || over(self.replay, REPLAY_PAGES)
     }
     #[must_use]
     pub fn used(&self) -> u64 {
         self.head - self.tail
     }
-    /// Where a batch of `pages` would begin; `None` if there is no room.
+    /// Where a batch of `pages` would begin; `None` if there is no room, or recovery would have to read too much.
     #[must_use]
     pub fn room(&self, pages: u64) -> Option<u64> {
         let start = self.layout.batch_start(self.head);
-        (start + pages <= self.tail + self.window()).then_some(start)
+        let fits = start + pages <= self.tail + self.window();
+        (fits && self.replay + pages + STRIDE <= REPLAY_PAGES).then_some(start)
     }
     /// A new batch at the head; its number.
     pub fn push(&mut self, batch: Batch) -> u64 {
@@ -95,8 +137,18 @@ impl Journal {
         self.crc = batch.crc;
         self.unflushed_larges += batch.larges;
         self.next_seq += 1;
+        self.replay += batch.cost(false);
         self.batches.push_back(batch);
         seq
+    }
+    /// A header that says what is flushed now has been sealed (or a superblock that does is flushed).
+    pub fn told(&mut self) {
+        while self.told < self.flushed {
+            self.told += 1;
+            if let Some(b) = self.get(self.told) {
+                self.replay -= b.cost(false) - b.cost(true);
+            }
+        }
     }
     #[must_use]
     pub fn get(&self, seq: u64) -> Option<&Batch> {
@@ -146,6 +198,8 @@ impl Journal {
     pub fn pass(&mut self, seq: u64, tail: u64) {
         while self.first_seq < seq {
             let b = self.batches.pop_front().expect("the tail lies within the ring");
+            self.replay -= b.cost(self.first_seq <= self.told);
+            self.told = self.told.max(self.first_seq);
             assert_eq!(b.live, 0, "batch {} is passed while blocks are not home", self.first_seq);
             self.first_seq += 1;
         }

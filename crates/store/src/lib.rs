@@ -18,6 +18,7 @@ mod intake;
 mod journal;
 pub mod layout;
 mod listing;
+mod load;
 pub mod medium;
 mod op;
 mod overlay;

@@ -96,11 +96,13 @@ impl Disk {
                 What::Absent => return None,
                 What::Zero => (BlockState::Zero, Sum(0), Bytes::None),
                 What::Bad => (BlockState::Bad, Sum(b.sum), Bytes::None),
-                What::Data if media => {
-                    let offset = self.layout.journal(b.position);
-                    (BlockState::Data, Sum(b.sum), Bytes::Drive { offset, px: None })
+                What::Data => {
+                    let bytes = match &b.payload {
+                        Some(payload) if !media => Bytes::Memory(payload.clone()),
+                        _ => Bytes::Drive { offset: self.layout.journal(b.position), px: None },
+                    };
+                    (BlockState::Data, Sum(b.sum), bytes)
                 }
-                What::Data => (BlockState::Data, Sum(b.sum), Bytes::Memory(b.payload.clone()?)),
             },
             None => match e.states.get(at) {
                 Presence::Absent => return None,

@@ -52,6 +52,8 @@ pub(crate) enum Job {
     Flush,
     /// Read job, and which of its parts.
     Read(usize, usize),
+    /// Replayed blocks whose bytes are read.
+    Load(Vec<crate::load::Unread>),
 }
 
 /// Where the store is in its life.
@@ -106,6 +108,7 @@ pub struct Store {
     pub(crate) intake: Intake,
     pub(crate) flusher: Flusher,
     pub(crate) checkpoint: Checkpoint,
+    pub(crate) loader: crate::load::Loader,
     pub(crate) reads: Slab<ReadJob>,
     /// Connections that have sent something and are open.
     pub(crate) sources: Set<Source>,
@@ -136,6 +139,7 @@ impl Store {
             intake: Intake::default(),
             flusher: Flusher::default(),
             checkpoint: Checkpoint::default(),
+            loader: crate::load::Loader::default(),
             reads: Slab::new(),
             sources: Set::default(),
             credits: 0,
@@ -197,6 +201,7 @@ impl Store {
             self.seal();
         }
         self.push_flush();
+        self.push_load();
         self.push_checkpoint();
         self.push_flush();
         self.push_superblock();
@@ -224,6 +229,7 @@ impl Store {
         match (job, result) {
             (Job::Read(job, part), result) => self.read_done(job, part, result),
             (Job::Open, result) => self.open_io(result),
+            (Job::Load(run), result) => self.load_done(run, result),
             (_, IoResult::Failed(errno)) => self.fail(Failure::Io { errno, offset: 0 }),
             (Job::Batch(seq), _) => self.batch_done(seq),
             (Job::Large(id), _) => self.large_done(id),

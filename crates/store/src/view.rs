@@ -195,6 +195,7 @@ impl Store {
         }
         let j = &d.journal;
         assert!(j.tail <= j.head && j.head - j.tail <= j.window(), "the ring holds what it says");
+        j.check_replay();
         assert!(j.flushed <= j.applied && j.applied < j.next_seq, "flushed <= applied <= sealed");
         let mut live: proto::Map<u64, u32> = proto::Map::default();
         for (px, dirty) in d.overlay.iter() {

@@ -512,3 +512,61 @@ fn what_waits_behind_a_large_write_does_not_follow_a_second_fence_of_its_own_epo
     assert_eq!(b.read(0, 1).0, [(1, BlockState::Absent)]);
     b.store.check();
 }
+
+/// Eight batches of fifteen blocks each, flushed; then one block more, whose header says so.
+fn eight_long_batches() -> Bench {
+    let mut b = Bench::with_replica();
+    for i in 0..8_u8 {
+        assert_eq!(refusal(&b.write(1 + u64::from(i), u32::from(i) * 16, 1 + i, 15)), None);
+    }
+    assert_eq!(b.request(2, scope(), Request::Flush), [Reply::Flushed]);
+    b.write(9, 200, 99, 1);
+    b
+}
+
+#[test]
+fn replay_reads_headers_and_what_may_be_torn_and_not_what_is_flushed() {
+    let b = eight_long_batches();
+    let used = b.store.usage().journal_used;
+    assert!(used > 128, "eight times sixteen pages and more: {used}");
+    let mut again = Bench::open(b.medium, params(1, 11));
+    let read = again.opened().replayed / 4096;
+    assert!((8..100).contains(&read), "read {read} pages of {used}");
+    for i in 0..8_u8 {
+        let (runs, payload) = again.read(u32::from(i) * 16, 15);
+        assert_eq!(runs, [(15, BlockState::Data)]);
+        assert!(payload.bytes().iter().all(|x| *x == 1 + i));
+    }
+    again.store.check();
+    // ... and all of it goes home, nothing lost.
+    again.pass(Span::secs(60));
+    assert!(again.store.is_at_rest());
+    for i in 0..8_u8 {
+        let (_, payload) = again.read(u32::from(i) * 16, 15);
+        assert!(payload.bytes().iter().all(|x| *x == 1 + i));
+    }
+}
+
+#[test]
+fn a_flushed_block_that_has_rotted_in_the_journal_is_bad_and_its_neighbours_are_not() {
+    for unreadable in [false, true] {
+        let b = eight_long_batches();
+        let mut medium = b.medium;
+        let wanted = Payload::copy_of(&[5; 4096]);
+        let at = (0..SIZE).step_by(4096).filter(|at| medium.get(*at, 1) == wanted).nth(3).unwrap();
+        if unreadable {
+            medium.make_unreadable(at)
+        } else {
+            medium.rot(at, 77)
+        }
+        let mut again = Bench::open(medium, params(1, 11));
+        assert_eq!(again.failure(), None);
+        let (runs, payload) = again.read(4 * 16, 15);
+        assert_eq!(runs, [(3, BlockState::Data), (1, BlockState::Bad), (11, BlockState::Data)]);
+        assert_eq!(payload.blocks(), 14);
+        again.pass(Span::secs(60));
+        assert!(again.store.is_at_rest(), "it does not stand in the way of the rest");
+        assert_eq!(again.read(4 * 16, 15).0, runs, "and stays bad until it is repaired");
+        assert_eq!(again.read(0, 15).0, [(15, BlockState::Data)]);
+    }
+}

@@ -1,15 +1,17 @@
-//! Following the journal's chain: from the tail, header by header, to where it ends.
+//! Following the journal's chain: from the tail, header by header, to where it ends. Then the payload of those batches
+//! that nothing says are flushed: they count only if it is whole. What is flushed counts anyhow, and its payload is read
+//! when it is wanted.
 
 use super::decide::{BODY, Body, CHAIN, Chain, decide};
 use crate::disk::entry::{Entry, parse};
 use crate::disk::header::Header;
 use crate::disk::superblock::Superblock;
+use crate::journal::{SHORT, STRIDE};
 use crate::layout::Layout;
-use proto::limits::{BLOCK, REPLAY_MAX};
 use proto::record::Sum;
 use proto::{DriveId, Payload};
 
-/// Pages read at once.
+/// Most pages of payload that are read at once.
 const CHUNK: u64 = 256;
 
 /// A batch of the chain.
@@ -53,6 +55,8 @@ pub struct Walk {
     open: u64,
     first_prev: u32,
     first_seq: u64,
+    /// All headers are known; payloads of links before this one have been looked at.
+    bodies: Option<usize>,
 }
 
 impl Walk {
@@ -73,10 +77,11 @@ impl Walk {
             open: 0,
             first_prev: s.tail_prev,
             first_seq: s.tail_seq,
+            bodies: None,
         }
     }
     fn limit(&self) -> u64 {
-        self.tail + self.layout.journal_pages.min(REPLAY_MAX / BLOCK as u64)
+        self.tail + self.layout.journal_pages
     }
     /// A page of the ring, if it has been read.
     #[must_use]
@@ -88,42 +93,44 @@ impl Walk {
     }
     /// What `Step::Read` asked for.
     pub fn give(&mut self, position: u64, bytes: Payload) {
-        self.chunks.push((position, bytes));
+        let at = self.chunks.partition_point(|c| c.0 <= position);
+        self.chunks.insert(at, (position, bytes));
     }
-    fn want(&self, position: u64) -> Step {
+    /// Pages from here on that have not been read, at most `most`.
+    fn want(&self, position: u64, most: u64) -> Step {
         let to_end = self.layout.journal_pages - self.layout.ring(position);
-        Step::Read { position, pages: CHUNK.min(to_end).min((self.limit() - position).max(1)) }
+        let next = self.chunks.get(self.chunks.partition_point(|c| c.0 <= position));
+        let unread = next.map_or(u64::MAX, |c| c.0 - position);
+        let pages = most.min(to_end).min(unread).min((self.limit() - position).max(1));
+        Step::Read { position, pages }
+    }
+    /// A header: among short batches the next ones come along.
+    fn want_header(&self, position: u64) -> Step {
+        let short = self.links.last().is_none_or(|l| l.pages <= SHORT);
+        self.want(position, if short { STRIDE } else { 1 })
     }
 
     /// Goes on as far as what has been read allows.
     pub fn step(&mut self) -> Step {
+        if let Some(from) = self.bodies {
+            return self.look_at_bodies(from);
+        }
         loop {
             let start = self.layout.batch_start(self.position);
             if start >= self.limit() {
                 return self.ended();
             }
-            let Some(first) = self.page(start) else { return self.want(start) };
+            let Some(first) = self.page(start) else { return self.want_header(start) };
             let claimed = Header::claimed_pages(first.bytes(), self.drive).unwrap_or(1) as u64;
             if start + claimed > self.limit() {
                 return self.ended();
             }
             let mut bytes = first.bytes().to_vec();
             for p in start + 1..start + claimed {
-                let Some(page) = self.page(p) else { return self.want(p) };
+                let Some(page) = self.page(p) else { return self.want(p, start + claimed - p) };
                 bytes.extend_from_slice(page.bytes());
             }
             let found = Header::decode(&bytes, self.drive);
-            if let Some((header, _, _)) = &found {
-                let end = start + claimed + u64::from(header.payload_blocks);
-                let room = self.layout.ring(start) + end - start <= self.layout.journal_pages;
-                if header.seq == self.next_seq && end <= self.limit() && room {
-                    for p in start + claimed..end {
-                        if self.page(p).is_none() {
-                            return self.want(p);
-                        }
-                    }
-                }
-            }
             match self.judge(start, claimed, found.as_ref()) {
                 Chain::Take => {}
                 Chain::End => return self.ended(),
@@ -139,7 +146,8 @@ impl Walk {
             Some((h, _, _)) => {
                 let end = start + pages + u64::from(h.payload_blocks);
                 let fresh = h.open >= self.open && (h.seq < self.chain_end || h.open >= self.least_open);
-                let due = h.seq == self.next_seq && h.position == start && end <= self.limit();
+                let room = self.layout.ring(start) + end - start <= self.layout.journal_pages;
+                let due = h.seq == self.next_seq && h.position == start && end <= self.limit() && room;
                 [true, due, h.prev == self.prev, fresh, entries.is_some()]
             }
         };
@@ -168,14 +176,23 @@ impl Walk {
         if self.next_seq <= self.flushed {
             return Step::Lost;
         }
-        for i in 0..self.links.len() {
-            let whole = self.body_is_whole(&self.links[i]);
-            let flushed = self.links[i].seq <= self.flushed;
-            if decide(BODY, [whole, flushed]) == Body::Cut {
+        self.look_at_bodies(0)
+    }
+    fn look_at_bodies(&mut self, from: usize) -> Step {
+        for i in from..self.links.len() {
+            let link = &self.links[i];
+            let flushed = link.seq <= self.flushed;
+            let end = link.position + link.pages;
+            if !flushed && let Some(p) = (link.body..end).find(|p| self.page(*p).is_none()) {
+                self.bodies = Some(i);
+                return self.want(p, CHUNK.min(end - p));
+            }
+            if decide(BODY, [!flushed && self.body_is_whole(link), flushed]) == Body::Cut {
                 self.links.truncate(i);
                 break;
             }
         }
+        self.bodies = Some(self.links.len());
         let last = self.links.last();
         self.position = last.map_or(self.tail, |l| l.position + l.pages);
         self.prev = last.map_or(self.first_prev, |l| l.crc);
@@ -195,6 +212,11 @@ impl Walk {
         at == link.position + link.pages
     }
 
+    /// Pages of the ring that have been read.
+    #[must_use]
+    pub fn pages_read(&self) -> u64 {
+        self.chunks.iter().map(|c| c.1.blocks() as u64).sum()
+    }
     /// Where the next batch goes: position, number, checksum before it, highest open number seen.
     #[must_use]
     pub fn end(&self) -> (u64, u64, u32, u64) {

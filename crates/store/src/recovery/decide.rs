@@ -57,14 +57,14 @@ pub enum Body {
     Take,
     /// The chain ends before it.
     Cut,
-    /// Replayed; the blocks that do not match are bad, to be repaired.
-    TakeBad,
+    /// Replayed, whatever its payload is: blocks that do not match are bad, to be repaired.
+    TakeUnseen,
 }
-/// Facts: all payload matches its checksums; the batch was recorded as flushed.
+/// Facts: all payload has been read and matches its checksums; the batch was recorded as flushed.
 pub const BODY: &[Row<2, Body>] = &[
     Row { when: [Yes, Any], then: Body::Take, why: "whole" },
     Row { when: [No, No], then: Body::Cut, why: "torn: never acknowledged as flushed" },
-    Row { when: [No, Yes], then: Body::TakeBad, why: "never drop what was flushed: the medium has failed" },
+    Row { when: [No, Yes], then: Body::TakeUnseen, why: "never drop what was flushed" },
 ];
 
 /// What to do with the entry of a large write.

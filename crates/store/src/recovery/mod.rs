@@ -215,7 +215,7 @@ impl Store {
         let (slot, old) = r.superblock.clone().expect("read first");
         let (position, next_seq, crc, open) = replay.end();
         r.batches = next_seq - old.tail_seq;
-        r.replayed = (position - old.tail) * BLOCK as u64;
+        r.replayed = replay.pages_read() * BLOCK as u64;
         let mut next = old.clone();
         let same_boot = old.boot == self.params.boot;
         r.same_boot = same_boot && old.trusted;
@@ -297,6 +297,7 @@ impl Store {
             self.notice(Notice::Recovered { batches: r.batches, dropped, bytes: r.replayed });
         }
         self.effect(Effect::Opened(Box::new(opened)));
+        self.list_unread();
         // What was replayed and needs no home write shows in the table at once: it is flushed.
         self.flusher.wanted = !self.flusher.bare.is_empty();
     }
