@@ -297,6 +297,8 @@ impl Session {
             }
             return;
         }
+        // Links that break together are all known before anyone is suspected: a `Wake` follows.
+        let may_judge = !matches!(event, Event::Disconnected { .. });
         match event {
             Event::Guest(g) => self.guest(g),
             Event::Connected { node, connection, process, drives } => {
@@ -324,7 +326,7 @@ impl Session {
             Event::TurnEnd => {}
             Event::Wake => {}
         }
-        self.maintain(leases);
+        self.maintain(leases, may_judge);
         #[cfg(debug_assertions)]
         self.check();
     }
@@ -341,8 +343,8 @@ impl Session {
     }
 
     /// Pushes whatever can be pushed. Cheap when nothing changed.
-    fn maintain(&mut self, leases: &dyn Leases) {
-        let tick = self.now >= self.next_tick;
+    fn maintain(&mut self, leases: &dyn Leases, may_judge: bool) {
+        let tick = may_judge && self.now >= self.next_tick;
         if tick {
             // woken late: we were stopped, and our own silence is not to be taken for that of others
             if self.now.since(self.next_tick) >= STOPPED {

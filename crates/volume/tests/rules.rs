@@ -354,6 +354,26 @@ fn a_session_that_was_stopped_takes_its_own_silence_for_nobody_elses() {
 }
 
 #[test]
+fn links_that_break_together_are_all_known_before_anyone_is_dropped() {
+    let mut w = served_by(Metad::new(vec![configuration(1, &[1, 2, 3], 100)]), 4);
+    write(&mut w, 0, 5, 1);
+    w.calm(10);
+    w.disconnect(0, NodeId(3));
+    run(&mut w, 0, &[1, 2], 55);
+    assert!(w.questions.is_empty(), "the grace is not over");
+    // it is over now, and in the same moment the session turns out to be cut off from everybody
+    w.now = w.now + Span::millis(60);
+    w.disconnect(0, NodeId(4));
+    w.disconnect(0, NodeId(2));
+    w.wake();
+    let proposed =
+        |q: &&(usize, u64, control::MetaRequest)| matches!(q.2, control::MetaRequest::Propose { .. });
+    assert!(w.questions.iter().find(proposed).is_none(), "no witness is left: {:?}", w.questions);
+    w.calm(100);
+    assert_eq!(w.metad.chunks[0].in_sync_count(), 3);
+}
+
+#[test]
 fn those_who_owe_an_answer_themselves_are_no_witnesses() {
     let mut w = served();
     write(&mut w, 0, 5, 1);
