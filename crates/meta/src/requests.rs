@@ -30,6 +30,7 @@ impl Service {
                 let known = node == from && state.nodes().contains_key(&node);
                 if known {
                     let now = self.now;
+                    self.resyncs.observe(now, state);
                     self.resyncs.hear(state, &sessions);
                     self.liveness.hear(now, node, process, drives, reaches, sessions);
                 }

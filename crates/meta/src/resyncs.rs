@@ -6,7 +6,7 @@
 
 use crate::state::MetaState;
 use proto::control::SessionStatus;
-use proto::{BranchId, Epoch};
+use proto::{BranchId, Epoch, Span, Time};
 use std::collections::BTreeMap;
 
 #[derive(Clone, Copy, Default, Debug)]
@@ -24,14 +24,35 @@ impl Moved {
     fn total(&self) -> u64 {
         self.earlier + self.session
     }
+    fn begins(&mut self, since: Option<u64>) {
+        if since.is_some() && self.since != since {
+            (self.since, self.base) = (since, self.total());
+        }
+    }
 }
 
 #[derive(Debug, Default)]
 pub(crate) struct Resyncs {
+    observe_at: Time,
     branches: BTreeMap<BranchId, Moved>,
 }
 
+/// How often faults are looked for.
+const OBSERVE_EVERY: Span = Span::millis(500);
+
 impl Resyncs {
+    /// Notes faults as they begin: a session that mends one may be over before it has said a word.
+    pub(crate) fn observe(&mut self, now: Time, state: &MetaState) {
+        if now < self.observe_at {
+            return;
+        }
+        self.observe_at = now + OBSERVE_EVERY;
+        for branch in &state.index.unwell {
+            let since = state.branches().get(branch).and_then(|row| row.unwell_since);
+            self.branches.entry(*branch).or_default().begins(since);
+        }
+    }
+
     pub(crate) fn hear(&mut self, state: &MetaState, sessions: &[SessionStatus]) {
         for s in sessions {
             if let Some(row) = state.branches().get(&s.branch) {
@@ -49,9 +70,7 @@ impl Resyncs {
             return;
         }
         // What this message adds was moved since.
-        if unwell_since.is_some() && m.since != unwell_since {
-            (m.since, m.base) = (unwell_since, m.total());
-        }
+        m.begins(unwell_since);
         if epoch > m.epoch {
             (m.epoch, m.earlier, m.session) = (epoch, m.total(), 0);
         }
@@ -87,6 +106,15 @@ mod tests {
         assert_eq!(said(&mut r, 1, 80, None), 80, "the last of it is heard afterwards");
         assert_eq!(said(&mut r, 1, 80, Some(9)), 0, "another fault");
         assert_eq!(said(&mut r, 1, 100, Some(9)), 20);
+    }
+
+    #[test]
+    fn a_fault_that_no_session_speaks_of_begins_the_count_anew() {
+        let mut r = Resyncs::default();
+        said(&mut r, 1, 70, Some(5));
+        r.branches.entry(B).or_default().begins(Some(9));
+        assert_eq!(r.moved(B), 0);
+        assert_eq!(said(&mut r, 2, 30, None), 30, "whole again before it was heard");
     }
 
     #[test]

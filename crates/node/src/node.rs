@@ -439,6 +439,8 @@ impl Node {
                 if let MetaRequest::Detach { branch, .. } = request {
                     // It serves no more: leases are returned before the detach is committed.
                     self.forget_leases(now, branch);
+                    // What it has moved is said while it is there to say it.
+                    self.desk.heartbeat_at = now;
                 }
                 self.ask_metad(Use::Session(id, instance, token), request);
             }

@@ -145,6 +145,11 @@ impl World {
                 let after = self.rng.within(1, 200);
                 self.hosts[host].doom = Some((after, end));
             }
+            // ... or it goes while the node is busy: between a write of its drive and the flush after it.
+            Fault::PowerLoss if self.rng.permille(300) => {
+                let after = self.rng.within(1, 300);
+                self.hosts[host].doom = Some((after, End::Power));
+            }
             Fault::PowerLoss => {
                 // Now and then its network goes first: what its own drive has been told the others have not.
                 let first = self.rng.permille(400);

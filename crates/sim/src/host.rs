@@ -18,6 +18,8 @@ pub enum Input {
 pub enum End {
     Crash,
     Stop,
+    /// The machine's power goes.
+    Power,
 }
 
 pub struct Host {

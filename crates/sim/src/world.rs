@@ -335,6 +335,7 @@ impl World {
         match end {
             End::Crash => self.crash(host, true),
             End::Stop => self.stop(host, true),
+            End::Power => self.power_goes(host),
         }
     }
 

@@ -11,6 +11,7 @@ use crate::disk::page::{
 };
 use crate::disk::superblock::Superblock;
 use crate::event::{Effect, IoOp};
+use crate::journal::REPLAY_PAGES;
 use crate::layout::Layout;
 use crate::op::{Op, Then};
 use crate::overlay::{Block, Way, What};
@@ -28,6 +29,8 @@ const ROUND_AFTER: Span = Span::secs(30);
 const QUIET: Span = Span::secs(2);
 /// After a round that moved nothing.
 const RETRY_AFTER: Span = Span::millis(10);
+/// Parts of the ring, of which a round takes one if room is wanted.
+const PARTS: u64 = 4;
 /// Home and page writes in flight.
 const DEPTH: usize = 16;
 /// Longest home write, blocks.
@@ -127,10 +130,14 @@ impl Store {
             self.checkpoint.retry = Some(self.now + RETRY_AFTER);
             return false;
         }
-        let target = if self.bugs().home_before_flush { applied } else { flushed };
+        let early = self.bugs().home_before_flush;
+        let target = if early { applied } else { flushed };
         let journal = &self.disk().journal;
+        // Under pressure a part of the ring at a time: whoever waits for room waits for one part, not for all of it.
+        let part =
+            if self.pressed() { journal.tail + journal.window().min(REPLAY_PAGES) / PARTS } else { u64::MAX };
         let mut homes: Vec<Px> = (first..=target)
-            .filter_map(|s| journal.get(s))
+            .map_while(|s| journal.get(s).filter(|b| b.position < part))
             .filter(|b| b.live > 0)
             .flat_map(|b| b.homes.iter().copied())
             .collect();
