@@ -36,14 +36,15 @@ fn walks_without_bugs_find_nothing() {
     }
 }
 
-/// Each seeded bug is noticed by some walk of few.
+/// Each seeded bug is noticed by some walk. Most by one of the first thirty; what goes home too early shows late, for it needs
+/// a ring that is nearly full and power that goes between a home write and the flush after it.
 #[cfg(feature = "bugs")]
 #[test]
 fn each_seeded_bug_is_found() {
     let mut missed = Vec::new();
     for name in store::Bugs::NAMES {
         let bugs = store::Bugs::named(name).expect("its own name");
-        let seeds = number("WALK_BUG_SEEDS", 400);
+        let seeds = number("WALK_BUG_SEEDS", 3000);
         match (1..=seeds).find_map(|seed| walk(seed, bugs).err().map(|e| (seed, e))) {
             Some((seed, e)) => println!("{name}: seed {seed}: {e}"),
             None => missed.push(*name),
