@@ -134,8 +134,9 @@ impl Store {
         let target = if early { applied } else { flushed };
         let journal = &self.disk().journal;
         // Under pressure a part of the ring at a time: whoever waits for room waits for one part, not for all of it.
+        let in_parts = self.pressed() && !early;
         let part =
-            if self.pressed() { journal.tail + journal.window().min(REPLAY_PAGES) / PARTS } else { u64::MAX };
+            if in_parts { journal.tail + journal.window().min(REPLAY_PAGES) / PARTS } else { u64::MAX };
         let mut homes: Vec<Px> = (first..=target)
             .map_while(|s| journal.get(s).filter(|b| b.position < part))
             .filter(|b| b.live > 0)

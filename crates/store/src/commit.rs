@@ -138,8 +138,7 @@ impl Store {
         pieces.extend(ops.iter().filter_map(|op| op.payload.clone()));
         let larges = ops.iter().map(|op| u32::from(op.is_large())).sum();
         let header = pages - blocks as u64;
-        let batch =
-            Batch { position, pages, header, crc, live: 0, hold: u64::MAX, homes, ops, stamp: None, larges };
+        let batch = Batch { homes, ops, larges, ..Batch::new(position, pages, header, crc) };
         disk.journal.push(batch);
         disk.journal.told();
         self.checkpoint.batch_sealed(self.now);

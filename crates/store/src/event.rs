@@ -107,7 +107,7 @@ pub struct Opened {
     pub openings: Vec<OpenId>,
     pub replicas: Vec<proto::control::HeldReplica>,
     pub in_doubt: Vec<BranchId>,
-    /// Bytes of journal replayed.
+    /// Bytes of journal that the opening read.
     pub replayed: u64,
     /// Same boot as the last opening: it may serve before metad confirms.
     pub same_boot: bool,

@@ -28,6 +28,8 @@ pub struct Batch {
     pub pages: u64,
     /// Of these its header.
     pub header: u64,
+    /// The batch before it is a short one; set when it enters the ring.
+    pub after_short: bool,
     /// Checksum of its header.
     pub crc: u32,
     /// Overlay blocks that it holds the newest copy of.
@@ -43,14 +45,30 @@ pub struct Batch {
     pub larges: u32,
 }
 impl Batch {
-    /// Pages that recovery may read on its account.
-    fn cost(&self, told: bool) -> u64 {
-        match () {
-            () if self.pages <= SHORT => self.pages,
-            // A stride that began in a short one before it may reach into this one.
-            () if told => self.header + STRIDE,
-            () => self.pages + STRIDE,
+    /// One at this place, with its header's pages and checksum, that holds nothing yet.
+    #[must_use]
+    pub fn new(position: u64, pages: u64, header: u64, crc: u32) -> Batch {
+        Batch {
+            position,
+            pages,
+            header,
+            after_short: true,
+            crc,
+            live: 0,
+            hold: u64::MAX,
+            homes: Vec::new(),
+            ops: Vec::new(),
+            stamp: None,
+            larges: 0,
         }
+    }
+    /// Pages that recovery may read on its account: never more than all of it.
+    fn cost(&self, told: bool) -> u64 {
+        if self.pages <= SHORT || !told {
+            return self.pages;
+        }
+        // A stride that began in a short one before it may reach into this one.
+        if self.after_short { self.pages.min(self.header + STRIDE) } else { self.header }
     }
 }
 
@@ -128,10 +146,12 @@ impl Journal {
     pub fn room(&self, pages: u64) -> Option<u64> {
         let start = self.layout.batch_start(self.head);
         let fits = start + pages <= self.tail + self.window();
-        (fits && self.replay + pages + STRIDE <= REPLAY_PAGES).then_some(start)
+        // The first stride, and the last one, may read what is nobody's.
+        (fits && self.replay + pages + 2 * STRIDE <= REPLAY_PAGES).then_some(start)
     }
     /// A new batch at the head; its number.
-    pub fn push(&mut self, batch: Batch) -> u64 {
+    pub fn push(&mut self, mut batch: Batch) -> u64 {
+        batch.after_short = self.batches.back().is_none_or(|b| b.pages <= SHORT);
         let seq = self.next_seq;
         self.head = batch.position + batch.pages;
         self.crc = batch.crc;
@@ -211,6 +231,31 @@ impl Journal {
         while self.flushed < upto {
             self.flushed += 1;
             self.unflushed_larges -= self.get(self.flushed).map_or(0, |b| b.larges);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn recovery_never_reads_more_of_a_batch_than_there_is_and_of_long_flushed_ones_the_header() {
+        let batch = |pages, after_short| Batch { after_short, ..Batch::new(0, pages, 1, 0) };
+        for (pages, after_short, untold, told) in [
+            (2, true, 2, 2),
+            (SHORT, false, SHORT, SHORT),
+            (SHORT + 1, true, SHORT + 1, SHORT + 1),
+            (SHORT + 1, false, SHORT + 1, 1),
+            (100, true, 100, 1 + STRIDE),
+            (100, false, 100, 1),
+        ] {
+            let b = batch(pages, after_short);
+            assert_eq!(
+                (b.cost(false), b.cost(true)),
+                (untold, told),
+                "{pages} pages, behind a short one: {after_short}"
+            );
         }
     }
 }

@@ -168,7 +168,7 @@ impl Started {
         let errors = log.try_clone().map_err(io(folder.log(m)))?;
         let mut command = Command::new(&program);
         command.arg("--config").arg(folder.config(m)).current_dir(folder.of(m));
-        // Huge pages for its tables and buffers, which are touched at random: as in the unit of a real node.
+        // Huge pages for its tables and buffers, which are touched at random (docs/operations.md).
         command.env("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1");
         command.stdin(Stdio::null()).stdout(log).stderr(errors).process_group(0);
         let child = command.spawn().map_err(io(&program))?;

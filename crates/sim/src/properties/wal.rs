@@ -45,28 +45,36 @@ impl World {
         }
     }
 
+    /// All blocks that guests use.
+    fn guests_blocks(&self) -> Vec<(BranchId, ChunkIndex, u32)> {
+        let mut all = Vec::new();
+        for v in 0..self.volumes.len() {
+            let Some(branch) = self.branch_of(v) else { continue };
+            let l = self.volumes[v].layout;
+            all.extend((l.first..l.first + l.blocks).map(|b| {
+                let chunk = ChunkIndex(u32::try_from(b / CHUNK_BLOCKS).expect("few chunks"));
+                (branch, chunk, u32::try_from(b % CHUNK_BLOCKS).expect("within a chunk"))
+            }));
+        }
+        all
+    }
+
     /// What a drive holds that is open; what it is just being told may be there afterwards or not.
     fn remember_drive(&mut self, host: HostIndex, drive: DriveId) {
         let Some(entering) = self.entering(host, drive) else { return };
         let mut ended = BTreeMap::new();
-        for v in 0..self.volumes.len() {
-            let Some(branch) = self.branch_of(v) else { continue };
-            let l = self.volumes[v].layout;
-            for b in l.first..l.first + l.blocks {
-                let chunk = ChunkIndex(u32::try_from(b / CHUNK_BLOCKS).expect("few chunks"));
-                let block = u32::try_from(b % CHUNK_BLOCKS).expect("within a chunk");
-                let enters = |e: &(BranchId, ChunkIndex, BlockRange)| {
-                    (e.0, e.1) == (branch, chunk) && (e.2.first..e.2.end()).contains(&block)
-                };
-                if entering.iter().any(enters) {
-                    continue;
-                }
-                let Some((held, flushed)) = self.at_rest(host, drive, branch, chunk, block) else {
-                    continue;
-                };
-                let held = Held { block: held, flushed, settled: true };
-                ended.insert((branch, chunk, block), held);
+        for (branch, chunk, block) in self.guests_blocks() {
+            let enters = |e: &(BranchId, ChunkIndex, BlockRange)| {
+                (e.0, e.1) == (branch, chunk) && (e.2.first..e.2.end()).contains(&block)
+            };
+            if entering.iter().any(enters) {
+                continue;
             }
+            let Some((held, flushed)) = self.at_rest(host, drive, branch, chunk, block) else {
+                continue;
+            };
+            let held = Held { block: held, flushed, settled: true };
+            ended.insert((branch, chunk, block), held);
         }
         self.watchers.wal.ended.insert(drive, ended);
     }
@@ -92,20 +100,13 @@ impl World {
 
     /// Whatever the drive says that it has at home is there, whole.
     fn check_homes(&mut self, host: HostIndex, drive: DriveId) {
-        for v in 0..self.volumes.len() {
-            let Some(branch) = self.branch_of(v) else { continue };
-            let l = self.volumes[v].layout;
-            for b in l.first..l.first + l.blocks {
-                let chunk = ChunkIndex(u32::try_from(b / CHUNK_BLOCKS).expect("few chunks"));
-                let block = u32::try_from(b % CHUNK_BLOCKS).expect("within a chunk");
-                let Some((held, bytes)) = self.at_home(host, drive, branch, chunk, block) else { continue };
-                self.counts.checked(Property::Wal, 1);
-                if !held.same_as(bytes) {
-                    let text = format!(
-                        "{drive} {branch} {chunk} block {block}: has {held:?}, at home lies {bytes:?}"
-                    );
-                    return self.fail("WAL", text);
-                }
+        for (branch, chunk, block) in self.guests_blocks() {
+            let Some((held, bytes)) = self.at_home(host, drive, branch, chunk, block) else { continue };
+            self.counts.checked(Property::Wal, 1);
+            if !held.same_as(bytes) {
+                let text =
+                    format!("{drive} {branch} {chunk} block {block}: has {held:?}, at home lies {bytes:?}");
+                return self.fail("WAL", text);
             }
         }
     }

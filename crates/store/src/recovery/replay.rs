@@ -412,18 +412,8 @@ impl Replay {
     /// The ring as it was found.
     pub fn fill_journal(&self, journal: &mut Journal) {
         for l in &self.walk.links {
-            journal.push(Batch {
-                position: l.position,
-                pages: l.pages,
-                header: l.body - l.position,
-                crc: l.crc,
-                live: 0,
-                hold: u64::MAX,
-                homes: Vec::new(),
-                ops: Vec::new(),
-                stamp: Some(0),
-                larges: 0,
-            });
+            let batch = Batch::new(l.position, l.pages, l.body - l.position, l.crc);
+            journal.push(Batch { stamp: Some(0), ..batch });
         }
         journal.applied = journal.next_seq - 1;
         journal.flushed = journal.applied;
