@@ -36,6 +36,8 @@ bugs! {
     pull_over_newer;
     /// Admit writes of an older epoch.
     skip_epoch_check;
+    /// List batches in the journal's index that are not flushed.
+    index_early;
     /// A discard leaves no trace in the report to a fence.
     forget_discards;
 }

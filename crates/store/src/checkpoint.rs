@@ -11,7 +11,6 @@ use crate::disk::page::{
 };
 use crate::disk::superblock::Superblock;
 use crate::event::{Effect, IoOp};
-use crate::journal::REPLAY_PAGES;
 use crate::layout::Layout;
 use crate::op::{Op, Then};
 use crate::overlay::{Block, Way, What};
@@ -135,8 +134,7 @@ impl Store {
         let journal = &self.disk().journal;
         // Under pressure a part of the ring at a time: whoever waits for room waits for one part, not for all of it.
         let in_parts = self.pressed() && !early;
-        let part =
-            if in_parts { journal.tail + journal.window().min(REPLAY_PAGES) / PARTS } else { u64::MAX };
+        let part = if in_parts { journal.tail + journal.window() / PARTS } else { u64::MAX };
         let mut homes: Vec<Px> = (first..=target)
             .map_while(|s| journal.get(s).filter(|b| b.position < part))
             .filter(|b| b.live > 0)
@@ -350,6 +348,7 @@ impl Store {
         let (tail, prev) = disk.journal.tail_at(seq, disk.superblock.tail_prev);
         let mut new = disk.superblock.clone();
         (new.tail, new.tail_seq, new.tail_prev) = (tail, seq, prev);
+        new.tail_chunk = disk.index.chunk_of(seq);
         new.dropped.retain(|d| d.seq >= seq);
         self.write_superblock(new);
         true
@@ -387,6 +386,7 @@ impl Store {
         disk.slot = 1 - disk.slot;
         if new.tail_seq > disk.superblock.tail_seq {
             disk.journal.pass(new.tail_seq, new.tail);
+            disk.index.pass(new.tail_seq);
             self.intake.turn_ended |= self.intake.has_waiting();
             self.intake.stalled = false;
         }

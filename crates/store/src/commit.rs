@@ -132,6 +132,7 @@ impl Store {
             payload_blocks: u32::try_from(blocks).expect("at most PAYLOAD_MAX"),
         };
         let (head, crc) = header.encode(disk.drive, units, |bytes| fill_units(bytes, marks, &ops));
+        disk.index.add(seq, &head.bytes()[..(units + 1) * RECORD_BYTES]);
         let pages = (head.blocks() + blocks) as u64;
         let mut pieces = Vec::with_capacity(1 + ops.len());
         pieces.push(head);
@@ -140,7 +141,6 @@ impl Store {
         let header = pages - blocks as u64;
         let batch = Batch { homes, ops, larges, ..Batch::new(position, pages, header, crc) };
         disk.journal.push(batch);
-        disk.journal.told();
         self.checkpoint.batch_sealed(self.now);
         disk.journal.in_flight += 1;
         let offset = disk.layout.journal(position);

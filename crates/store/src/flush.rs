@@ -126,6 +126,8 @@ impl Store {
         disk.table_pages.flushed(done.mark);
         disk.record_pages.flushed(done.mark);
         disk.journal.flush_to(done.upto);
+        self.index_flushed(done.mark);
+        let disk = self.disk_mut();
         let flushed = disk.journal.flushed;
         let crate::store::Disk { table, table_pages, records, record_pages, .. } = disk;
         table.settle(flushed, |px, seq| table_pages.touch(crate::disk::page::table_page_of(px), seq));

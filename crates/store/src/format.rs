@@ -51,6 +51,7 @@ pub fn format(params: &FormatParams) -> Result<Vec<FormatStep>, LayoutError> {
         tail: 0,
         tail_seq: 1,
         tail_prev: 0,
+        tail_chunk: 0,
         chain_end: 1,
         flushed: 0,
         doubt_at: 0,

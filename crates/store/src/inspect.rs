@@ -146,7 +146,7 @@ fn for_pages<E>(
     Ok(())
 }
 
-/// The chain of the journal from the tail on.
+/// The chain of the journal from the tail on, as the index and the ring have it.
 pub fn journal<E>(s: &Superblock, read: ReadFn<'_, E>) -> Result<JournalInfo, InspectError<E>> {
     let mut walk = Walk::new(s);
     let lost = loop {
@@ -155,6 +155,10 @@ pub fn journal<E>(s: &Superblock, read: ReadFn<'_, E>) -> Result<JournalInfo, In
                 let blocks = u32::try_from(pages).expect("bounded by a chunk");
                 let bytes = read(s.layout.journal(position), blocks).map_err(InspectError::Read)?;
                 walk.give(position, bytes);
+            }
+            Step::Chunk(number) => {
+                let bytes = read(s.layout.chunk(number), s.layout.chunk_pages).map_err(InspectError::Read)?;
+                walk.give_chunk(&bytes);
             }
             Step::End => break false,
             Step::Lost => break true,

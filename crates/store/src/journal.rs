@@ -15,12 +15,6 @@ pub const REPLAY_PAGES: u64 = REPLAY_MAX / BLOCK as u64;
 /// Journal writes in flight at once. More would make small batches.
 pub const IN_FLIGHT: usize = 2;
 
-/// Recovery reads batches up to this many pages whole, along with their neighbours, and of longer ones first the header
-/// alone: of these the payload is read only if nothing says that it is flushed.
-pub const SHORT: u64 = 8;
-/// Pages that recovery reads at once where batches are short.
-pub const STRIDE: u64 = 32;
-
 /// A batch that the ring holds.
 pub struct Batch {
     /// Where its header begins, in pages since format.
@@ -28,8 +22,6 @@ pub struct Batch {
     pub pages: u64,
     /// Of these its header.
     pub header: u64,
-    /// The batch before it is a short one; set when it enters the ring.
-    pub after_short: bool,
     /// Checksum of its header.
     pub crc: u32,
     /// Overlay blocks that it holds the newest copy of.
@@ -52,7 +44,6 @@ impl Batch {
             position,
             pages,
             header,
-            after_short: true,
             crc,
             live: 0,
             hold: u64::MAX,
@@ -61,14 +52,6 @@ impl Batch {
             stamp: None,
             larges: 0,
         }
-    }
-    /// Pages that recovery may read on its account: never more than all of it.
-    fn cost(&self, told: bool) -> u64 {
-        if self.pages <= SHORT || !told {
-            return self.pages;
-        }
-        // A stride that began in a short one before it may reach into this one.
-        if self.after_short { self.pages.min(self.header + STRIDE) } else { self.header }
     }
 }
 
@@ -87,10 +70,10 @@ pub struct Journal {
     pub applied: u64,
     pub flushed: u64,
     pub in_flight: usize,
-    /// Batches up to here are known as flushed to whoever reads the ring, by a later header.
-    told: u64,
-    /// Pages that recovery would read.
-    replay: u64,
+    /// Batches up to here are in the journal's index: recovery need not read them in the ring.
+    indexed: u64,
+    /// Pages of those that are not.
+    unindexed: u64,
     /// Large entries in batches that are not flushed.
     pub unflushed_larges: u32,
     /// Reads of the ring in flight: the tail stays.
@@ -112,8 +95,8 @@ impl Journal {
             applied: first_seq - 1,
             flushed: first_seq - 1,
             in_flight: 0,
-            told: first_seq - 1,
-            replay: 0,
+            indexed: first_seq - 1,
+            unindexed: 0,
             unflushed_larges: 0,
             readers: 0,
         }
@@ -123,19 +106,24 @@ impl Journal {
     pub fn window(&self) -> u64 {
         self.layout.journal_pages
     }
+    /// Most pages outside of the index: with it they are what recovery may read at most.
+    fn limit(&self) -> u64 {
+        REPLAY_PAGES - self.layout.index_pages
+    }
     /// What recovery would read is counted right, and bounded; for checks.
     pub fn check_replay(&self) {
-        let told = |i: usize| self.first_seq + i as u64 <= self.told;
-        let sum: u64 = self.batches.iter().enumerate().map(|(i, b)| b.cost(told(i))).sum();
-        assert_eq!(self.replay, sum, "pages that recovery would read");
-        assert!(self.replay <= REPLAY_PAGES, "recovery reads no more than it may");
-        assert!(self.told <= self.flushed, "nothing is told that is not so");
+        let listed = |i: usize| self.first_seq + i as u64 <= self.indexed;
+        let sum: u64 =
+            self.batches.iter().enumerate().filter(|(i, _)| !listed(*i)).map(|(_, b)| b.pages).sum();
+        assert_eq!(self.unindexed, sum, "pages that recovery would read in the ring");
+        assert!(self.unindexed <= self.limit(), "recovery reads no more than it may");
+        assert!(self.indexed <= self.flushed, "what is not flushed is not in the index");
     }
     /// So full that room should be made.
     #[must_use]
     pub fn is_pressed(&self) -> bool {
         let over = |part: u64, whole: u64| part * 8 > whole * 5;
-        over(self.used(), self.window()) || over(self.replay, REPLAY_PAGES)
+        over(self.used(), self.window()) || over(self.unindexed, self.limit())
     }
     #[must_use]
     pub fn used(&self) -> u64 {
@@ -146,28 +134,24 @@ impl Journal {
     pub fn room(&self, pages: u64) -> Option<u64> {
         let start = self.layout.batch_start(self.head);
         let fits = start + pages <= self.tail + self.window();
-        // The first stride, and the last one, may read what is nobody's.
-        (fits && self.replay + pages + 2 * STRIDE <= REPLAY_PAGES).then_some(start)
+        (fits && self.unindexed + pages <= self.limit()).then_some(start)
     }
     /// A new batch at the head; its number.
-    pub fn push(&mut self, mut batch: Batch) -> u64 {
-        batch.after_short = self.batches.back().is_none_or(|b| b.pages <= SHORT);
+    pub fn push(&mut self, batch: Batch) -> u64 {
         let seq = self.next_seq;
         self.head = batch.position + batch.pages;
         self.crc = batch.crc;
         self.unflushed_larges += batch.larges;
         self.next_seq += 1;
-        self.replay += batch.cost(false);
+        self.unindexed += batch.pages;
         self.batches.push_back(batch);
         seq
     }
-    /// A header that says what is flushed now has been sealed (or a superblock that does is flushed).
-    pub fn told(&mut self) {
-        while self.told < self.flushed {
-            self.told += 1;
-            if let Some(b) = self.get(self.told) {
-                self.replay -= b.cost(false) - b.cost(true);
-            }
+    /// The index leads on from batch `upto`, whatever becomes of the ring before it.
+    pub fn index_to(&mut self, upto: u64) {
+        while self.indexed < upto {
+            self.indexed += 1;
+            self.unindexed -= self.get(self.indexed).map_or(0, |b| b.pages);
         }
     }
     #[must_use]
@@ -218,8 +202,10 @@ impl Journal {
     pub fn pass(&mut self, seq: u64, tail: u64) {
         while self.first_seq < seq {
             let b = self.batches.pop_front().expect("the tail lies within the ring");
-            self.replay -= b.cost(self.first_seq <= self.told);
-            self.told = self.told.max(self.first_seq);
+            if self.first_seq > self.indexed {
+                self.unindexed -= b.pages;
+                self.indexed = self.first_seq;
+            }
             assert_eq!(b.live, 0, "batch {} is passed while blocks are not home", self.first_seq);
             self.first_seq += 1;
         }
@@ -240,22 +226,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn recovery_never_reads_more_of_a_batch_than_there_is_and_of_long_flushed_ones_the_header() {
-        let batch = |pages, after_short| Batch { after_short, ..Batch::new(0, pages, 1, 0) };
-        for (pages, after_short, untold, told) in [
-            (2, true, 2, 2),
-            (SHORT, false, SHORT, SHORT),
-            (SHORT + 1, true, SHORT + 1, SHORT + 1),
-            (SHORT + 1, false, SHORT + 1, 1),
-            (100, true, 100, 1 + STRIDE),
-            (100, false, 100, 1),
-        ] {
-            let b = batch(pages, after_short);
-            assert_eq!(
-                (b.cost(false), b.cost(true)),
-                (untold, told),
-                "{pages} pages, behind a short one: {after_short}"
-            );
+    fn what_the_index_does_not_list_is_bounded_whatever_room_the_ring_has() {
+        let layout = Layout::plan(16 << 30, None).unwrap();
+        let mut j = Journal::new(layout, 0, 1, 0);
+        while let Some(position) = j.room(128) {
+            j.push(Batch::new(position, 128, 1, 0));
         }
+        let listed = j.next_seq / 2;
+        assert!(j.used() <= REPLAY_PAGES - layout.index_pages && j.is_pressed());
+        assert!(j.used() > REPLAY_PAGES - layout.index_pages - 256);
+        (j.applied, j.flushed) = (j.next_seq - 1, j.next_seq - 1);
+        j.index_to(listed);
+        j.check_replay();
+        assert!(j.room(128).is_some() && !j.is_pressed(), "the ring is four times as long");
+        j.pass(listed / 2, j.get(listed / 2).unwrap().position);
+        j.check_replay();
+        j.pass(listed + 9, j.get(listed + 9).unwrap().position);
+        j.check_replay();
     }
 }

@@ -1,11 +1,14 @@
 //! Where the zones of a drive lie. Computed once, at format; then it stands in the superblock.
 //!
 //! ```text
-//! | superblock A | superblock B | journal ring | record pages (2 slots each) | table pages (2 slots each) | data |
+//! | superblock A | superblock B | journal ring | journal index | record pages (2 slots each) | table pages (2 slots each) | data |
 //! ```
 
+use crate::disk::chunk::CHUNK_PAGES_MIN;
 use crate::disk::page::{RECORDS_PER_PAGE, TABLE_PER_PAGE};
-use proto::limits::{BLOCK, BLOCKS_PER_EXTENT, DRIVE_MIN, JOURNAL_MAX, JOURNAL_MIN, JOURNAL_SHARE};
+use proto::limits::{
+    BLOCK, BLOCKS_PER_EXTENT, DRIVE_MIN, JOURNAL_MAX, JOURNAL_MIN, JOURNAL_SHARE, REPLAY_MAX,
+};
 
 /// Pages of one superblock copy: one of fields, the rest for the list of dropped entries.
 pub const SUPERBLOCK_PAGES: u64 = 16;
@@ -15,6 +18,11 @@ pub const BATCH_PAGES: u32 = 4 + 128;
 const JOURNAL_PAGES_MIN: u64 = 128;
 /// Least pages of the longest batch: header pages and one whole extent, and then some.
 const BATCH_PAGES_MIN: u32 = 24;
+/// The index has this share of the ring, in about so many chunks, of at most so many pages.
+const INDEX_SHARE: u64 = 16;
+const CHUNKS: u64 = 32;
+const CHUNK_PAGES_MAX: u32 = 64;
+const CHUNKS_MIN: u64 = 4;
 /// Record slots: one per two extents, within these bounds.
 const RECORDS_MIN: u64 = 512;
 const RECORDS_MAX: u64 = 262_144;
@@ -28,6 +36,10 @@ pub struct Layout {
     pub journal_pages: u64,
     /// Most pages of a batch; none begins closer than that to the end of the ring.
     pub batch_pages: u32,
+    /// The journal's index, and pages of one of its chunks.
+    pub index_start: u64,
+    pub index_pages: u64,
+    pub chunk_pages: u32,
     pub records_start: u64,
     /// Pages, of which each has two slots.
     pub record_pages: u64,
@@ -62,7 +74,12 @@ impl Layout {
         let journal = journal.unwrap_or((size / JOURNAL_SHARE).clamp(JOURNAL_MIN, JOURNAL_MAX));
         let journal_pages = (journal / block).max(JOURNAL_PAGES_MIN);
         let journal_start = 2 * SUPERBLOCK_PAGES;
-        let records_start = journal_start + journal_pages;
+        let index_start = journal_start + journal_pages;
+        let share = journal_pages / INDEX_SHARE;
+        let chunk_pages = u32::try_from(share / CHUNKS).unwrap_or(u32::MAX);
+        let chunk_pages = chunk_pages.clamp(CHUNK_PAGES_MIN, CHUNK_PAGES_MAX);
+        let index_pages = u64::from(chunk_pages) * (share / u64::from(chunk_pages)).max(CHUNKS_MIN);
+        let records_start = index_start + index_pages;
         let per_extent = u64::from(BLOCKS_PER_EXTENT);
         let small = size < DRIVE_MIN;
         let least = if small { 64 } else { RECORDS_MIN };
@@ -87,6 +104,9 @@ impl Layout {
             journal_start,
             journal_pages,
             batch_pages,
+            index_start,
+            index_pages,
+            chunk_pages,
             records_start,
             record_pages,
             table_start,
@@ -110,6 +130,12 @@ impl Layout {
     #[must_use]
     pub fn journal(&self, position: u64) -> u64 {
         (self.journal_start + self.ring(position)) * BLOCK as u64
+    }
+    /// Byte offset of a chunk of the journal's index.
+    #[must_use]
+    pub fn chunk(&self, number: u64) -> u64 {
+        let pages = u64::from(self.chunk_pages);
+        (self.index_start + number % (self.index_pages / pages) * pages) * BLOCK as u64
     }
     /// Where a batch begins that would begin at `position`: not so close to the end of the ring that the
     /// longest one would not fit.
@@ -144,7 +170,8 @@ impl Layout {
     pub fn is_sound(&self) -> bool {
         let ends = [
             (2 * SUPERBLOCK_PAGES, self.journal_start),
-            (self.journal_start.saturating_add(self.journal_pages), self.records_start),
+            (self.journal_start.saturating_add(self.journal_pages), self.index_start),
+            (self.index_start.saturating_add(self.index_pages), self.records_start),
             (self.records_start.saturating_add(self.record_pages.saturating_mul(2)), self.table_start),
             (self.table_start.saturating_add(self.table_pages.saturating_mul(2)), self.data_start),
             (self.data_start.saturating_add(u64::from(self.extents) * 16), self.pages),
@@ -154,6 +181,9 @@ impl Layout {
             && self.record_pages > 0
             && self.record_pages <= RECORDS_MAX
             && (BATCH_PAGES_MIN..=BATCH_PAGES).contains(&self.batch_pages)
+            && (CHUNK_PAGES_MIN..=CHUNK_PAGES_MAX).contains(&self.chunk_pages)
+            && self.index_pages >= CHUNKS_MIN * u64::from(self.chunk_pages)
+            && self.index_pages <= REPLAY_MAX / BLOCK as u64 / 2
             && self.journal_pages >= 4 * u64::from(self.batch_pages)
     }
 }

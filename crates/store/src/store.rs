@@ -8,6 +8,7 @@ use crate::disk::page::{record_page_of, table_page_of};
 use crate::disk::superblock::Superblock;
 use crate::event::{Effect, Event, Failure, IoId, IoOp, IoResult, Notice, Source};
 use crate::flush::Flusher;
+use crate::index::Index;
 use crate::intake::Intake;
 use crate::journal::Journal;
 use crate::layout::Layout;
@@ -48,6 +49,8 @@ pub(crate) enum Job {
     Home(Vec<(Px, u8, u64)>),
     TablePage(u32),
     RecordPage(u32),
+    /// A chunk of the journal's index.
+    Index(u64),
     Superblock,
     Flush,
     /// Read job, and which of its parts.
@@ -89,6 +92,7 @@ pub(crate) struct Disk {
     pub records: Records,
     pub overlay: Overlay,
     pub journal: Journal,
+    pub index: Index,
 }
 
 /// One drive's extent store.
@@ -201,6 +205,7 @@ impl Store {
             self.seal();
         }
         self.push_flush();
+        self.push_index();
         self.push_load();
         self.push_checkpoint();
         self.push_flush();
@@ -236,6 +241,7 @@ impl Store {
             (Job::Home(blocks), _) => self.home_done(&blocks),
             (Job::TablePage(page), _) => self.page_done(false, page),
             (Job::RecordPage(page), _) => self.page_done(true, page),
+            (Job::Index(number), _) => self.index_done(number),
             (Job::Superblock, _) => self.superblock_done(),
             (Job::Flush, _) => self.flush_done(),
         }

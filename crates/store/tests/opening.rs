@@ -102,7 +102,10 @@ impl Bench {
     }
     /// Confirmed, with one replica.
     fn with_replica() -> Bench {
-        let mut b = Bench::open(medium(), params(1, 10));
+        Bench::with_replica_on(medium())
+    }
+    fn with_replica_on(medium: Medium) -> Bench {
+        let mut b = Bench::open(medium, params(1, 10));
         b.event(Event::Confirmed);
         let info = BranchInfo {
             branch: BRANCH,
@@ -524,26 +527,58 @@ fn eight_long_batches() -> Bench {
     b
 }
 
-#[test]
-fn replay_reads_headers_and_what_may_be_torn_and_not_what_is_flushed() {
-    let b = eight_long_batches();
-    let used = b.store.usage().journal_used;
-    assert!(used > 128, "eight times sixteen pages and more: {used}");
-    let mut again = Bench::open(b.medium, params(1, 11));
-    let read = again.opened().replayed / 4096;
-    assert!((8..100).contains(&read), "read {read} pages of {used}");
-    for i in 0..8_u8 {
-        let (runs, payload) = again.read(u32::from(i) * 16, 15);
-        assert_eq!(runs, [(15, BlockState::Data)]);
+/// A ring of 8 MiB with eighty batches of fourteen blocks, all flushed: more than a chunk of the index holds.
+fn eighty_batches() -> Bench {
+    let mut m = Medium::new(SIZE, true);
+    m.format(&FormatParams { journal: Some(8 << 20), ..format_params() }).unwrap();
+    let mut b = Bench::with_replica_on(m);
+    for i in 0..80_u8 {
+        assert_eq!(refusal(&b.write(1 + u64::from(i), u32::from(i % 8) * 16, 1 + i, 14)), None);
+    }
+    assert_eq!(b.request(2, scope(), Request::Flush), [Reply::Flushed]);
+    b
+}
+fn newest_of_eighty(b: &mut Bench) {
+    for i in 72..80_u8 {
+        let (runs, payload) = b.read(u32::from(i % 8) * 16, 14);
+        assert_eq!(runs, [(14, BlockState::Data)]);
         assert!(payload.bytes().iter().all(|x| *x == 1 + i));
     }
+}
+
+#[test]
+fn an_opening_reads_of_what_the_index_lists_neither_headers_nor_blocks() {
+    let b = eighty_batches();
+    let used = b.store.usage().journal_used;
+    assert!(used > 1100, "eighty times fifteen pages: {used}");
+    let mut again = Bench::open(b.medium, params(1, 11));
+    let read = again.opened().replayed / 4096;
+    assert!((10..400).contains(&read), "read {read} pages of {used}");
+    newest_of_eighty(&mut again);
     again.store.check();
     // ... and all of it goes home, nothing lost.
     again.pass(Span::secs(60));
     assert!(again.store.is_at_rest());
-    for i in 0..8_u8 {
-        let (_, payload) = again.read(u32::from(i) * 16, 15);
-        assert!(payload.bytes().iter().all(|x| *x == 1 + i));
+    newest_of_eighty(&mut again);
+}
+
+#[test]
+fn an_index_that_is_torn_or_cannot_be_read_costs_time_and_nothing_else() {
+    let b = eighty_batches();
+    let (_, s) = inspect::superblock(&mut |at, n| Ok::<_, ()>(b.medium.get(at, n))).unwrap();
+    for (damage, at) in [(1, 0), (1, 3 * 4096), (2, 0), (2, 4 * 4096)] {
+        let mut medium = b.medium.clone();
+        let at = s.layout.chunk(s.tail_chunk) + at;
+        if damage == 1 { medium.rot(at, 77) } else { medium.make_unreadable(at) }
+        let mut again = Bench::open(medium, params(1, 11));
+        assert_eq!(again.failure(), None);
+        let read = again.opened().replayed / 4096;
+        assert!(read > 1100, "read in the ring, after {damage} at {at}: {read}");
+        newest_of_eighty(&mut again);
+        again.store.check();
+        again.pass(Span::secs(60));
+        assert!(again.store.is_at_rest());
+        newest_of_eighty(&mut again);
     }
 }
 

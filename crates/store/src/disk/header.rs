@@ -95,6 +95,15 @@ impl Header {
         (ours && (1..=HEADER_PAGES_MAX).contains(&pages)).then_some(pages)
     }
 
+    /// Bytes that the header at the start of `bytes` uses, the padding of its last page left out; `None` if it is none.
+    #[must_use]
+    pub fn used(bytes: &[u8], drive: DriveId) -> Option<usize> {
+        Header::claimed_pages(bytes, drive)?;
+        let (raw, _) = Raw::read_from_prefix(bytes).ok()?;
+        let units = raw.units.get() as usize;
+        (units <= UNITS_MAX).then_some((units + 1) * RECORD_BYTES)
+    }
+
     /// A whole header (its claimed pages): what it says, its checksum, its units. `None` if it is damaged.
     #[must_use]
     pub fn decode(bytes: &[u8], drive: DriveId) -> Option<(Header, u32, &[u8])> {

@@ -1,6 +1,7 @@
 //! Bytes on the drive: structures with fixed places, little-endian, each with its checksum.
 //! The document is `docs/disk-format.md`; an `Unverified..` or raw structure becomes ours only by its `verify`.
 
+pub mod chunk;
 pub mod entry;
 pub mod header;
 pub mod page;

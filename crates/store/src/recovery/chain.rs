@@ -1,17 +1,21 @@
-//! Following the journal's chain: from the tail, header by header, to where it ends. Then the payload of those batches
+//! Following the journal's chain: from the tail, header by header, to where it ends: first in the index, which has them
+//! close together, then in the ring. Then the payload of those batches
 //! that nothing says are flushed: they count only if it is whole. What is flushed counts anyhow, and its payload is read
 //! when it is wanted.
 
 use super::decide::{BODY, Body, CHAIN, Chain, decide};
+use crate::disk::chunk;
 use crate::disk::entry::{Entry, parse};
 use crate::disk::header::Header;
 use crate::disk::superblock::Superblock;
-use crate::journal::{SHORT, STRIDE};
+use crate::index::Chunk;
 use crate::layout::Layout;
+use proto::limits::BLOCK;
 use proto::record::Sum;
 use proto::{DriveId, Payload};
+use std::collections::VecDeque;
 
-/// Most pages of payload that are read at once.
+/// Most pages of the ring that are read at once.
 const CHUNK: u64 = 256;
 
 /// A batch of the chain.
@@ -23,6 +27,8 @@ pub struct Link {
     pub entries: Vec<Entry>,
     /// Position of its payload.
     pub body: u64,
+    /// Its header without padding, if the index does not have it.
+    pub raw: Option<Box<[u8]>>,
 }
 
 /// What the walk wants next.
@@ -33,6 +39,8 @@ pub enum Step {
         position: u64,
         pages: u64,
     },
+    /// A chunk of the index, by its number.
+    Chunk(u64),
     End,
     Lost,
 }
@@ -57,6 +65,11 @@ pub struct Walk {
     first_seq: u64,
     /// All headers are known; payloads of links before this one have been looked at.
     bodies: Option<usize>,
+    /// Chunks of the index that have been followed; the number of the next one; whether that is to be looked at.
+    chunks_found: VecDeque<Chunk>,
+    next_chunk: u64,
+    indexing: bool,
+    index_pages: u64,
 }
 
 impl Walk {
@@ -78,6 +91,10 @@ impl Walk {
             first_prev: s.tail_prev,
             first_seq: s.tail_seq,
             bodies: None,
+            chunks_found: VecDeque::new(),
+            next_chunk: s.tail_chunk,
+            indexing: true,
+            index_pages: 0,
         }
     }
     fn limit(&self) -> u64 {
@@ -104,10 +121,42 @@ impl Walk {
         let pages = most.min(to_end).min(unread).min((self.limit() - position).max(1));
         Step::Read { position, pages }
     }
-    /// A header: among short batches the next ones come along.
-    fn want_header(&self, position: u64) -> Step {
-        let short = self.links.last().is_none_or(|l| l.pages <= SHORT);
-        self.want(position, if short { STRIDE } else { 1 })
+    /// What `Step::Chunk` asked for. Followed as a whole or not at all: then the ring leads on.
+    pub fn give_chunk(&mut self, bytes: &Payload) {
+        self.index_pages += bytes.blocks() as u64;
+        let before = (self.links.len(), self.position, self.next_seq, self.prev, self.open);
+        let followed = chunk::open(bytes.bytes(), self.drive, self.next_chunk).and_then(|h| self.follow(h));
+        let Some(last) = followed else {
+            self.links.truncate(before.0);
+            (_, self.position, self.next_seq, self.prev, self.open) = before;
+            self.indexing = false;
+            return;
+        };
+        // Only what is flushed gets into the index.
+        self.flushed = self.flushed.max(last);
+        self.chunks_found.push_back(Chunk::found(self.next_chunk, last));
+        self.next_chunk += 1;
+    }
+    /// The headers of a chunk: the number of the last one, if each is the next link (or lies before the tail).
+    fn follow(&mut self, mut headers: &[u8]) -> Option<u64> {
+        let mut last = None;
+        while !headers.is_empty() {
+            let used = Header::used(headers, self.drive)?;
+            let (header, rest) = headers.split_at_checked(used)?;
+            headers = rest;
+            let mut padded = header.to_vec();
+            padded.resize(used.next_multiple_of(BLOCK), 0);
+            let found = Header::decode(&padded, self.drive)?;
+            last = Some(found.0.seq);
+            if found.0.seq < self.next_seq {
+                continue;
+            }
+            let start = self.layout.batch_start(self.position);
+            if self.judge(start, (padded.len() / BLOCK) as u64, Some(&found)) != Chain::Take {
+                return None;
+            }
+        }
+        last
     }
 
     /// Goes on as far as what has been read allows.
@@ -115,12 +164,15 @@ impl Walk {
         if let Some(from) = self.bodies {
             return self.look_at_bodies(from);
         }
+        if self.indexing {
+            return Step::Chunk(self.next_chunk);
+        }
         loop {
             let start = self.layout.batch_start(self.position);
             if start >= self.limit() {
                 return self.ended();
             }
-            let Some(first) = self.page(start) else { return self.want_header(start) };
+            let Some(first) = self.page(start) else { return self.want(start, CHUNK) };
             let claimed = Header::claimed_pages(first.bytes(), self.drive).unwrap_or(1) as u64;
             if start + claimed > self.limit() {
                 return self.ended();
@@ -132,7 +184,11 @@ impl Walk {
             }
             let found = Header::decode(&bytes, self.drive);
             match self.judge(start, claimed, found.as_ref()) {
-                Chain::Take => {}
+                Chain::Take => {
+                    let used = Header::used(&bytes, self.drive).unwrap_or(bytes.len());
+                    let link = self.links.last_mut().expect("just taken");
+                    link.raw = Some(bytes[..used].into());
+                }
                 Chain::End => return self.ended(),
                 Chain::Lost => return Step::Lost,
             }
@@ -162,6 +218,7 @@ impl Walk {
                 crc: *crc,
                 entries,
                 body,
+                raw: None,
             };
             self.position = start + link.pages;
             self.flushed = self.flushed.max(h.flushed);
@@ -212,10 +269,14 @@ impl Walk {
         at == link.position + link.pages
     }
 
-    /// Pages of the ring that have been read.
+    /// Chunks of the index that were followed, and the number of the next one.
+    pub fn take_chunks(&mut self) -> (VecDeque<Chunk>, u64) {
+        (std::mem::take(&mut self.chunks_found), self.next_chunk)
+    }
+    /// Pages of the ring and the index that have been read.
     #[must_use]
     pub fn pages_read(&self) -> u64 {
-        self.chunks.iter().map(|c| c.1.blocks() as u64).sum()
+        self.index_pages + self.chunks.iter().map(|c| c.1.blocks() as u64).sum::<u64>()
     }
     /// Where the next batch goes: position, number, checksum before it, highest open number seen.
     #[must_use]

@@ -20,7 +20,7 @@ use crate::table::{Table, Use};
 use chain::{Step, Walk};
 use decide::{DOUBT, decide};
 use proto::limits::BLOCK;
-use proto::{Generation, OpenId, Payload};
+use proto::{Generation, OpenId, PageBuf, Payload};
 use replay::Replay;
 
 /// Pages of a zone read at once (both slots counted).
@@ -32,9 +32,10 @@ enum Stage {
     Superblock,
     /// Zone pages from here on.
     Records(u64),
-    Journal {
-        position: u64,
-    },
+    /// The ring from here on, so many pages.
+    Journal(u64, u64),
+    /// A chunk of the journal's index.
+    Index,
     Table(u64),
     /// Data of large writes that no flush covers: which one is read.
     Larges(usize),
@@ -89,9 +90,13 @@ impl Store {
         };
         let bytes = match result {
             IoResult::Read(bytes) => bytes,
-            IoResult::Failed(errno) => {
+            IoResult::Failed(errno) if !self.read_less(&mut r) => {
                 self.phase = Phase::Opening(r);
                 self.fail(Failure::Io { errno, offset: 0 });
+                return;
+            }
+            IoResult::Failed(_) => {
+                self.phase = Phase::Opening(r);
                 return;
             }
             IoResult::Written | IoResult::Flushed => Payload::empty(),
@@ -126,8 +131,12 @@ impl Store {
                     self.walk_on(r)?;
                 }
             }
-            Stage::Journal { position } => {
+            Stage::Journal(position, _) => {
                 r.walk.as_mut().expect("begun").give(position, bytes.clone());
+                self.walk_on(r)?;
+            }
+            Stage::Index => {
+                r.walk.as_mut().expect("begun").give_chunk(bytes);
                 self.walk_on(r)?;
             }
             Stage::Table(from) => {
@@ -175,10 +184,13 @@ impl Store {
     fn walk_on(&mut self, r: &mut Recovery) -> Result<(), Failure> {
         match r.walk.as_mut().expect("begun").step() {
             Step::Read { position, pages } => {
-                r.stage = Stage::Journal { position };
-                let offset = r.layout().journal(position);
-                let blocks = u32::try_from(pages).expect("bounded by a chunk");
-                self.io(Job::Open, IoOp::Read { offset, blocks });
+                self.read_ring(r, position, pages);
+                Ok(())
+            }
+            Step::Chunk(number) => {
+                r.stage = Stage::Index;
+                let layout = r.layout();
+                self.io(Job::Open, IoOp::Read { offset: layout.chunk(number), blocks: layout.chunk_pages });
                 Ok(())
             }
             Step::Lost => Err(Failure::JournalLost),
@@ -192,6 +204,28 @@ impl Store {
                 Ok(())
             }
         }
+    }
+
+    fn read_ring(&mut self, r: &mut Recovery, position: u64, pages: u64) {
+        r.stage = Stage::Journal(position, pages);
+        let offset = r.layout().journal(position);
+        let blocks = u32::try_from(pages).expect("bounded by a chunk");
+        self.io(Job::Open, IoOp::Read { offset, blocks });
+    }
+    /// A read has failed: one of the journal is tried in smaller pieces, so that a bad sector hides no other. A page of
+    /// the ring that cannot be read is one that matches no checksum; a chunk of the index is one that is not there.
+    fn read_less(&mut self, r: &mut Recovery) -> bool {
+        match r.stage {
+            Stage::Journal(position, pages) if pages > 1 => self.read_ring(r, position, pages / 2),
+            Stage::Journal(..) => return self.go_on(r, &PageBuf::zeroed(1).freeze()),
+            Stage::Index => return self.go_on(r, &Payload::empty()),
+            _ => return false,
+        }
+        true
+    }
+    /// As if this had been read; false if that ends the opening.
+    fn go_on(&mut self, r: &mut Recovery, bytes: &Payload) -> bool {
+        matches!(self.open_step(r, bytes), Ok(false))
     }
 
     fn read_large(&mut self, r: &mut Recovery, at: usize) -> Result<(), Failure> {
@@ -211,7 +245,7 @@ impl Store {
     }
 
     /// Everything is understood: memory as it will be, and the superblock that will say so.
-    fn build(&mut self, r: &mut Recovery, replay: Replay) -> Result<(), Failure> {
+    fn build(&mut self, r: &mut Recovery, mut replay: Replay) -> Result<(), Failure> {
         let (slot, old) = r.superblock.clone().expect("read first");
         let (position, next_seq, crc, open) = replay.end();
         r.batches = next_seq - old.tail_seq;
@@ -233,7 +267,7 @@ impl Store {
         next.dropped.clone_from(&replay.dropped);
         next.add_opening(self.params.opening);
         let mut journal = Journal::new(old.layout, old.tail, old.tail_seq, old.tail_prev);
-        replay.fill_journal(&mut journal);
+        let index = replay.fill_journal(&mut journal, &old.layout, old.drive);
         debug_assert_eq!((journal.head, journal.next_seq, journal.crc), (position, next_seq, crc));
         let mut record_pages = Pages::new(old.layout.record_pages);
         for (page, (slot, sequence, _)) in (0..).zip(&r.record_heads) {
@@ -252,6 +286,7 @@ impl Store {
             records: Records::new(0),
             overlay: Overlay::default(),
             journal,
+            index,
         };
         let bare = replay.finish(&mut disk)?;
         for (_, b) in &mut disk.records.branches {

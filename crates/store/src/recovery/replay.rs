@@ -12,7 +12,9 @@ use crate::disk::page::{
 };
 use crate::disk::superblock::{EntryId, Superblock};
 use crate::event::Failure;
+use crate::index::Index;
 use crate::journal::{Batch, Journal};
+use crate::layout::Layout;
 use crate::overlay::{Block, What};
 use crate::pages::Pages;
 use crate::records::Records;
@@ -20,7 +22,7 @@ use crate::store::Disk;
 use crate::table::{NONE, Px, Table, Use};
 use proto::limits::{BLOCK, BLOCKS_PER_EXTENT};
 use proto::record::Sum;
-use proto::{Generation, Map, Payload, Set, Version};
+use proto::{DriveId, Generation, Map, Payload, Set, Version};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// An extent of a replica that is here: its number, the extent, the generation.
@@ -410,15 +412,21 @@ impl Replay {
     // ------------------------------------------------------------------------------------------ results
 
     /// The ring as it was found.
-    pub fn fill_journal(&self, journal: &mut Journal) {
+    pub fn fill_journal(&mut self, journal: &mut Journal, layout: &Layout, drive: DriveId) -> Index {
+        let (chunks, next) = self.walk.take_chunks();
+        let listed = chunks.back().map_or(0, |c| c.last);
+        let mut index = Index::new(layout, drive, chunks, next);
         for l in &self.walk.links {
             let batch = Batch::new(l.position, l.pages, l.body - l.position, l.crc);
             journal.push(Batch { stamp: Some(0), ..batch });
+            if let Some(raw) = &l.raw {
+                index.add(l.seq, raw);
+            }
         }
         journal.applied = journal.next_seq - 1;
         journal.flushed = journal.applied;
-        // The superblock that ends the opening says so.
-        journal.told();
+        journal.index_to(listed);
+        index
     }
 
     /// Hands everything over; gives back the blocks that the table may show at once: batch, extent, block.

@@ -95,14 +95,16 @@ impl World {
     pub fn new(seed: u64, bugs: Bugs) -> World {
         let mut rng = seed.wrapping_mul(0x5851_f42d_4c95_7f2d);
         let volatile = below(&mut rng, 5) > 0;
-        let size = (32 + 128 + 10 + 6 + 16 * (30 + below(&mut rng, 20))) * 4096;
+        // In the longer ring the index has full chunks.
+        let ring = 128 + 256 * (seed % 2);
+        let size = (32 + ring + 20 + 10 + 6 + 16 * (30 + below(&mut rng, 20))) * 4096;
         let mut medium = Medium::new(size, volatile);
         let params = FormatParams {
             size,
             cluster: ClusterId(1),
             node: NodeId(1),
             drive: DRIVE,
-            journal: Some(128 * 4096),
+            journal: Some(ring * 4096),
         };
         medium.format(&params).unwrap();
         let store = Store::new(open_params(size, 1, 1, volatile));
