@@ -42,6 +42,7 @@ bugs! {
     "home_before_flush" store.home_before_flush "write home before a flush";
     "reuse_before_flush" store.reuse_before_flush "reuse a freed extent before a flush";
     "page_ahead" store.page_ahead "write a table page ahead of its journal entry";
+    "index_early" store.index_early "list in the journal's index what is not flushed";
     "late_join" store.late_join "a large write's entry joins over a newer one";
     "ignore_doubt" store.ignore_doubt "ignore doubt after a machine's power loss";
     "pull_over_newer" store.pull_over_newer "a pull overwrites what was written since the attempt began";

@@ -13,10 +13,8 @@ use crate::disk::superblock::Superblock;
 use crate::event::{Effect, IoOp};
 use crate::layout::Layout;
 use crate::op::{Op, Then};
-use crate::overlay::{Block, Way, What};
 use crate::store::{Disk, Job, Phase, Store, SuperblockWrite};
 use crate::table::{NONE, Px, Use};
-use proto::limits::BLOCKS_PER_EXTENT;
 use proto::{LogIndex, PageBuf, Payload, Span, Time};
 use std::collections::{BTreeMap, VecDeque};
 use zerocopy::FromZeros;
@@ -32,8 +30,6 @@ const RETRY_AFTER: Span = Span::millis(10);
 const PARTS: u64 = 4;
 /// Home and page writes in flight.
 const DEPTH: usize = 16;
-/// Longest home write, blocks.
-const RUN_MAX: usize = 256;
 /// Candidates looked at after each flush.
 const EMPTY_LOOKS: usize = 1024;
 
@@ -59,9 +55,9 @@ impl Checkpoint {
 pub(crate) struct Checkpoint {
     stage: Stage,
     /// Home and page writes in flight.
-    in_flight: usize,
+    pub(crate) in_flight: usize,
     /// Scratch of `home_run`.
-    ready: Vec<(u8, u64, Payload)>,
+    pub(crate) ready: Vec<(u8, u64, Payload)>,
     /// Extents that seemed to hold no byte.
     pub empty: VecDeque<Px>,
     /// metad's newest order to delete.
@@ -170,80 +166,9 @@ impl Store {
     }
 
     /// Asks for a flush at once under pressure; else the next one that comes will do.
-    fn want_flush(&mut self) {
+    pub(crate) fn want_flush(&mut self) {
         if self.pressed() {
             self.flusher.wanted = true;
-        }
-    }
-
-    /// Flushed blocks of `px` go home, together with what lies next to them in the following extents.
-    fn home_run(&mut self, px: Px, queue: &mut VecDeque<Px>) {
-        let mut run: Vec<(Px, u8, u64)> = Vec::new();
-        let mut pieces: Vec<Payload> = Vec::new();
-        let mut ready = std::mem::take(&mut self.checkpoint.ready);
-        let mut start = 0;
-        let mut at = Some(px);
-        while let Some(px) = at.take() {
-            self.ready_blocks(px, &mut ready);
-            for (block, seq, payload) in ready.drain(..) {
-                let place = u64::from(px) * u64::from(BLOCKS_PER_EXTENT) + u64::from(block);
-                if !run.is_empty() && (place != start + run.len() as u64 || run.len() >= RUN_MAX) {
-                    self.write_home(std::mem::take(&mut run), std::mem::take(&mut pieces));
-                }
-                if run.is_empty() {
-                    start = place;
-                }
-                run.push((px, block, seq));
-                pieces.push(payload);
-            }
-            let ends_here = run.last().is_some_and(|r| (r.0, u32::from(r.1)) == (px, BLOCKS_PER_EXTENT - 1));
-            if ends_here && run.len() < RUN_MAX {
-                at = queue.pop_front_if(|next| *next == px + 1);
-            }
-        }
-        self.checkpoint.ready = ready;
-        if !run.is_empty() {
-            self.write_home(run, pieces);
-        }
-    }
-
-    /// Blocks of an extent that may go home now, ascending; none while it is read or written.
-    fn ready_blocks(&self, px: Px, ready: &mut Vec<(u8, u64, Payload)>) {
-        let disk = self.disk();
-        let early = self.bugs().home_before_flush;
-        let flushed = if early { disk.journal.applied } else { disk.journal.flushed };
-        let usage = disk.table.get(px).usage;
-        let owned = usage == Use::Owned || (early && usage == Use::Fresh);
-        if !owned || disk.table.is_pinned(px) {
-            return;
-        }
-        let waits = |b: &&Block| b.what == What::Data && b.way == Way::Pending && b.seq <= flushed;
-        let blocks = disk.overlay.of(px).filter(waits);
-        ready.extend(blocks.filter_map(|b| Some((b.block, b.seq, b.payload.clone()?))));
-    }
-
-    fn write_home(&mut self, run: Vec<(Px, u8, u64)>, pieces: Vec<Payload>) {
-        let disk = self.disk_mut();
-        for (px, block, _) in &run {
-            disk.overlay.find_mut(*px, u32::from(*block)).expect("just listed").way = Way::Writing;
-            disk.table.pin(*px);
-        }
-        let offset = disk.layout.data(run[0].0, u32::from(run[0].1));
-        self.checkpoint.in_flight += 1;
-        self.io(Job::Home(run), IoOp::Write { offset, pieces });
-    }
-
-    pub(crate) fn home_done(&mut self, run: &[(Px, u8, u64)]) {
-        self.checkpoint.in_flight -= 1;
-        let stamp = self.stamp;
-        let disk = self.disk.as_mut().expect("opened");
-        for (px, block, seq) in run {
-            disk.table.unpin(*px);
-            let found = disk.overlay.find_mut(*px, u32::from(*block));
-            if let Some(b) = found.filter(|b| b.seq == *seq && b.way == Way::Writing) {
-                b.way = Way::Written(stamp);
-                self.flusher.written.push((stamp, *px, *block, *seq));
-            }
         }
     }
 

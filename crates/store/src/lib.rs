@@ -13,6 +13,7 @@ pub mod disk;
 pub mod event;
 mod flush;
 pub mod format;
+mod homes;
 mod index;
 pub mod inspect;
 mod intake;

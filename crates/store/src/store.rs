@@ -8,6 +8,7 @@ use crate::disk::page::{record_page_of, table_page_of};
 use crate::disk::superblock::Superblock;
 use crate::event::{Effect, Event, Failure, IoId, IoOp, IoResult, Notice, Source};
 use crate::flush::Flusher;
+use crate::homes::{Going, Patch};
 use crate::index::Index;
 use crate::intake::Intake;
 use crate::journal::Journal;
@@ -45,8 +46,9 @@ pub(crate) enum Job {
     Open,
     Batch(u64),
     Large(usize),
-    /// Blocks on their way home: extent, block, batch.
-    Home(Vec<(Px, u8, u64)>),
+    /// Blocks on their way home, and what lies between some being read first.
+    Home(Vec<Going>),
+    Fill(Patch),
     TablePage(u32),
     RecordPage(u32),
     /// A chunk of the journal's index.
@@ -235,6 +237,7 @@ impl Store {
             (Job::Read(job, part), result) => self.read_done(job, part, result),
             (Job::Open, result) => self.open_io(result),
             (Job::Load(run), result) => self.load_done(run, result),
+            (Job::Fill(patch), result) => self.filled(patch, result),
             (_, IoResult::Failed(errno)) => self.fail(Failure::Io { errno, offset: 0 }),
             (Job::Batch(seq), _) => self.batch_done(seq),
             (Job::Large(id), _) => self.large_done(id),
