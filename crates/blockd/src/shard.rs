@@ -22,6 +22,9 @@ use store::{IoId, IoOp, IoResult};
 
 /// An accept that failed (no descriptors left) is tried again after this.
 const ACCEPT_AGAIN: Span = Span::millis(100);
+/// Memory that was not needed for so long is given back, a bit of it every so often.
+const TRIM_LOOK: Span = Span::secs(60);
+const TRIM_EVERY: Span = Span::secs(1);
 /// From the order to stop to the end, at most.
 const STOP_WITHIN: Span = Span::secs(9);
 /// After the node has stopped: for the last replies.
@@ -92,6 +95,9 @@ pub struct Shard<C> {
     stopping: Option<Time>,
     stopped: bool,
     turns: u64,
+    /// When memory is looked at, and when some is given back.
+    trim_look: Time,
+    trim_at: Time,
     /// Events of links, that came up while effects were drained.
     pending: VecDeque<Event>,
 }
@@ -119,6 +125,8 @@ impl<C: Core> Shard<C> {
             stopping: None,
             stopped: false,
             turns: 0,
+            trim_look: Time::ZERO,
+            trim_at: Time::ZERO,
             pending: VecDeque::new(),
         }
     }
@@ -156,6 +164,12 @@ impl<C: Core> Shard<C> {
     /// Everything that was ready has been handed in.
     fn end_turn(&mut self, now: Time) {
         self.turns += 1;
+        if self.trim_at <= now {
+            let look = self.trim_look <= now;
+            proto::payload::trim(look);
+            self.trim_at = now + TRIM_EVERY;
+            self.trim_look = if look { now + TRIM_LOOK } else { self.trim_look };
+        }
         if self.core.next_wake() <= now {
             self.event(now, Event::Wake);
         }

@@ -21,14 +21,41 @@ struct Pages(Vec<Page>);
 
 /// Largest piece that is kept, blocks: an extent.
 const KEPT_BLOCKS: usize = 16;
-/// Blocks that a thread keeps: as many as wait in a journal at once (256 MiB), for they come back in thousands.
-const KEPT_IN_ALL: usize = 64 << 10;
+/// Blocks that a thread keeps: as many as wait in a journal at once, for they come back in thousands.
+const KEPT_IN_ALL: usize = (crate::limits::JOURNAL_MAX / BLOCK as u64) as usize;
+/// Blocks that `trim` gives back at once: few, for it is called between I/Os.
+const TRIM_AT_ONCE: usize = 4 << 10;
 
 #[derive(Default)]
 struct Pool {
     /// By length in blocks, less one.
     free: [Vec<Vec<Page>>; KEPT_BLOCKS],
     blocks: usize,
+    /// Least that lay unused since the last look.
+    unused: usize,
+    /// To be given back.
+    excess: usize,
+}
+
+/// Gives memory back that this thread's pool has not needed: some of it, at each call. `look`: what lay unused since the last
+/// look is not needed.
+pub fn trim(look: bool) {
+    let _ = POOL.try_with(|pool| {
+        let mut pool = pool.borrow_mut();
+        if look {
+            pool.excess = pool.unused;
+            pool.unused = pool.blocks;
+        }
+        let mut given = 0;
+        for length in (0..KEPT_BLOCKS).rev() {
+            while given < pool.excess.min(TRIM_AT_ONCE) && pool.free[length].pop().is_some() {
+                given += length + 1;
+            }
+        }
+        pool.blocks -= given;
+        pool.excess = pool.excess.saturating_sub(given).min(pool.blocks);
+        pool.unused = pool.unused.min(pool.blocks);
+    });
 }
 
 thread_local! {
@@ -46,6 +73,7 @@ impl Pages {
             let mut pool = pool.borrow_mut();
             let taken = pool.free[blocks - 1].pop()?;
             pool.blocks -= blocks;
+            pool.unused = pool.unused.min(pool.blocks);
             Some(Pages(taken))
         })
         .ok()?
@@ -194,6 +222,23 @@ mod tests {
             drop(copy);
             assert!(PageBuf::zeroed(blocks).bytes().iter().all(|b| *b == 0));
         }
+    }
+
+    #[test]
+    fn what_nobody_has_needed_for_a_while_is_given_back_bit_by_bit() {
+        let kept = || POOL.with(|p| p.borrow().blocks);
+        drop((0..10_000).map(|_| PageBuf::zeroed(1)).collect::<Vec<_>>());
+        assert_eq!(kept(), 10_000);
+        trim(true);
+        trim(false);
+        assert_eq!(kept(), 10_000, "just used");
+        drop((0..3_000).map(|_| PageBuf::zeroed(1)).collect::<Vec<_>>());
+        trim(true);
+        assert_eq!(kept(), 10_000 - TRIM_AT_ONCE, "7,000 lay unused; the rest of them later");
+        for _ in 0..5 {
+            trim(false);
+        }
+        assert_eq!(kept(), 3_000);
     }
 
     #[test]
