@@ -2,7 +2,7 @@
 
 use crate::model::Class;
 use crate::view::{ClusterView, DriveView, EventView, NodeView, VolumeLine, VolumeView, WaitFor};
-use proto::{ClusterId, DriveId, NodeId, RequestId, VolumeId};
+use proto::{ClusterId, DriveId, NodeId, ProcessNumber, RequestId, VolumeId};
 use serde::{Deserialize, Serialize};
 
 /// Reads too: the edge hands a read on only after it made sure that this metad is the leader and has
@@ -32,8 +32,17 @@ pub enum AdminRequest {
         name: String,
         zone: String,
         address: String,
+        /// Of its state directory; 0: whichever registers first.
         identity: u128,
         token: Option<String>,
+    },
+    /// A process of a node that was added before.
+    NodeRegister {
+        node: NodeId,
+        zone: String,
+        address: String,
+        identity: u128,
+        process: ProcessNumber,
     },
     NodeList,
     NodeShow {

@@ -2,7 +2,8 @@
 //!
 //! A command is encoded as a format version byte and postcard. A metad that cannot decode one stops: to
 //! skip it would make two metads differ. Commands carry no clock reading but the proposer's `at_ms`, and
-//! no chance. New kinds of `Op` go to the end of the enum and raise `COMMAND_FORMAT`.
+//! no chance. New kinds of `Op` go to the end of the enum and raise `COMMAND_FORMAT`; a command is written in
+//! the oldest format that has it, so that metads are upgraded one after the other.
 
 use crate::model::{Class, DownCause};
 use crate::settings::Setting;
@@ -13,8 +14,8 @@ use proto::{
 };
 use serde::{Deserialize, Serialize};
 
-/// Version of the encoding of commands.
-pub const COMMAND_FORMAT: u8 = 1;
+/// Newest version of the encoding of commands.
+pub const COMMAND_FORMAT: u8 = 2;
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Command {
@@ -220,6 +221,25 @@ pub enum Op {
         drive: DriveId,
         replicas: Vec<HeldReplica>,
     },
+
+    // Format 2.
+    /// A process of a node that has its id says where it is.
+    NodeRegister {
+        node: NodeId,
+        /// Empty: as before.
+        zone: String,
+        address: String,
+        /// Of its state directory: another one is another node.
+        identity: u128,
+        process: ProcessNumber,
+    },
+}
+
+impl Op {
+    /// The first format of commands that has it.
+    fn format(&self) -> u8 {
+        if matches!(self, Op::NodeRegister { .. }) { 2 } else { 1 }
+    }
 }
 
 /// The metad must stop: it cannot follow the log.
@@ -238,7 +258,7 @@ pub enum DecodeError {
 impl Command {
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        postcard::to_extend(self, vec![COMMAND_FORMAT]).expect("writing to a vector does not fail")
+        postcard::to_extend(self, vec![self.op.format()]).expect("writing to a vector does not fail")
     }
 
     /// # Errors

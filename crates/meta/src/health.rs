@@ -1,11 +1,14 @@
 //! `cluster status`: the verdict, its reasons, and whether the loss of one node would be survived.
-//! (Of metad's own members the edge knows; it adds its line.)
+//! (Of metad's own members the edge knows; `metad` adds its lines.)
 
+use crate::planner::Outlook;
 use crate::refusal::AdminRefusal;
+use crate::room::Room;
 use crate::service::Service;
 use crate::state::MetaState;
 use crate::view::{ClusterView, Health, HealthCheck};
-use proto::BranchId;
+use proto::{BranchId, DriveId};
+use std::collections::BTreeSet;
 
 /// What all surveys come to.
 #[derive(Default)]
@@ -17,16 +20,19 @@ struct Totals {
     since: Option<u64>,
     left: u64,
     rate: u64,
+    /// For what is missing on drives that are down.
+    room: Room,
 }
 
 impl Service {
     pub(crate) fn cluster_view(&self, state: &MetaState) -> Result<ClusterView, AdminRefusal> {
         let cluster = state.head().cluster.as_ref().ok_or(AdminRefusal::NoCluster)?;
-        let totals = self.totals(state);
+        let outlook = self.outlook(state);
+        let totals = self.totals(state, &outlook);
         let mut checks = Vec::new();
         self.volume_checks(&totals, &mut checks);
-        self.node_checks(state, &mut checks);
-        self.drive_checks(state, &mut checks);
+        self.node_checks(state, &outlook, &mut checks);
+        self.drive_checks(state, &outlook, &mut checks);
         let space: Vec<(u64, u64)> = state.drives().keys().map(|d| self.space(state, *d)).collect();
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         Ok(ClusterView {
@@ -49,10 +55,14 @@ impl Service {
         })
     }
 
-    fn totals(&self, state: &MetaState) -> Totals {
+    fn totals(&self, state: &MetaState, outlook: &Outlook) -> Totals {
         let mut t =
             Totals { fragile: state.branches().values().any(|b| b.class.copies == 1), ..Totals::default() };
-        for branch in state.suspects() {
+        let suspects = state.suspects();
+        let down: BTreeSet<DriveId> =
+            state.drives().keys().filter(|d| state.drive_down(**d)).copied().collect();
+        t.room = self.room_without(state, outlook, &down, &suspects);
+        for branch in suspects {
             let survey = state.survey(branch);
             t.degraded += u32::from(survey.degraded > 0);
             t.unavailable += u32::from(survey.unavailable > 0);
@@ -96,7 +106,9 @@ impl Service {
             "start the nodes that are down, or wait for resync",
         );
         let action = match (t.left, t.rate) {
-            (0, _) => "resync, or new replicas after down_out".to_owned(),
+            (0, _) => {
+                t.room.promise("resync, or new replicas after down_out".to_owned(), "start what is down")
+            }
             (left, 0) => format!("resync: {left} bytes left"),
             (left, rate) => format!("resync: {left} bytes left, {} s", left.div_ceil(rate)),
         };
@@ -109,15 +121,20 @@ impl Service {
         );
     }
 
-    fn node_checks(&self, state: &MetaState, checks: &mut Vec<HealthCheck>) {
-        let mass = self.outlook(state).mass_failure;
-        for node in state.nodes().values() {
+    fn node_checks(&self, state: &MetaState, outlook: &Outlook, checks: &mut Vec<HealthCheck>) {
+        for (id, node) in state.nodes() {
             let Some((since, _)) = node.down else { continue };
             let left = (since + state.settings().down_out_ms).saturating_sub(self.wall_ms).div_ceil(1000);
-            let action = match (mass, left) {
+            let drives = state.drives().iter().filter(|(_, d)| d.node == *id).map(|(d, _)| *d).collect();
+            let room = self.room_for_all_on(state, outlook, &drives);
+            let promise = match left {
+                0 => "its replicas are placed anew".to_owned(),
+                s => format!("its replicas are placed anew in {s} s unless it returns"),
+            };
+            let action = match (outlook.mass_failure, room.chunks) {
                 (true, _) => "healing rests: more than a third of the nodes are down".to_owned(),
-                (false, 0) => "its replicas are placed anew".to_owned(),
-                (false, s) => format!("its replicas are placed anew in {s} s unless it returns"),
+                (false, 0) => "nothing on it is missing elsewhere: start it, or remove it".to_owned(),
+                _ => room.promise(promise, &format!("start {}", node.name)),
             };
             checks.push(HealthCheck {
                 health: Health::Warn,
@@ -129,7 +146,7 @@ impl Service {
         }
     }
 
-    fn drive_checks(&self, state: &MetaState, checks: &mut Vec<HealthCheck>) {
+    fn drive_checks(&self, state: &MetaState, outlook: &Outlook, checks: &mut Vec<HealthCheck>) {
         for (id, drive) in state.drives() {
             let name = format!("drive {id} on {}", state.node_name(drive.node));
             let (capacity, used) = self.space(state, *id);
@@ -139,17 +156,19 @@ impl Service {
                     Health::Err,
                     "DRIVE_STRANGER",
                     "was rolled back or copied",
-                    "it serves nobody: retire it",
+                    format!("it serves nobody: blockctl drive drain {id}, then format it anew"),
                 ))
             } else if drive.down.is_some() {
                 Some((
                     Health::Warn,
                     "DRIVE_DOWN",
                     "has failed",
-                    "its replicas are placed anew after down_out",
+                    self.room_for_all_on(state, outlook, &BTreeSet::from([*id]))
+                        .promise("its replicas are placed anew after down_out".to_owned(), "mend it"),
                 ))
             } else if full {
-                Some((Health::Warn, "DRIVE_FULL", "is full", "it takes no new replicas: add drives"))
+                let action = "it takes no new replicas: add drives".to_owned();
+                Some((Health::Warn, "DRIVE_FULL", "is full", action))
             } else {
                 None
             };
@@ -159,7 +178,7 @@ impl Service {
                     code: code.into(),
                     text: format!("{name} {what}"),
                     since_ms: drive.down,
-                    action: action.into(),
+                    action,
                 });
             }
         }

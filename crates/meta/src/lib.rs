@@ -30,6 +30,7 @@ pub mod refusal;
 mod report;
 mod requests;
 mod resyncs;
+mod room;
 pub mod rows;
 pub mod service;
 mod session;

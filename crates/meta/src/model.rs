@@ -47,6 +47,7 @@ pub struct Node {
     /// Failure domain above the node; empty: none.
     pub zone: String,
     pub address: String,
+    /// Of its state directory; 0: nobody has registered as this node yet.
     pub identity: u128,
     /// Newest process known.
     pub process: ProcessNumber,

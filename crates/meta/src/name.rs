@@ -74,10 +74,10 @@ pub fn check_chunk_shift(shift: u8) -> Result<(), AdminRefusal> {
 /// Names the range.
 pub fn check_copies(copies: u8, min_in_sync: u8) -> Result<(), AdminRefusal> {
     if !(1..=COPIES_MAX).contains(&copies) {
-        return Err(AdminRefusal::BadCopies { copies, most: COPIES_MAX });
+        return Err(AdminRefusal::BadCopies { copies: copies.into(), most: COPIES_MAX });
     }
     if !(1..=copies).contains(&min_in_sync) {
-        return Err(AdminRefusal::BadMinInSync { min_in_sync, copies });
+        return Err(AdminRefusal::BadMinInSync { min_in_sync: min_in_sync.into(), copies });
     }
     Ok(())
 }

@@ -46,6 +46,9 @@ impl MetaState {
             Op::NodeAdd { name, zone, address, identity, token } => {
                 Answer::Admin(self.apply_node_add(at, name, zone, address, *identity, token.as_deref()))
             }
+            Op::NodeRegister { node, zone, address, identity, process } => {
+                Answer::Admin(self.apply_node_register(*node, zone, address, *identity, *process))
+            }
             Op::NodeDrain { node, drain } => Answer::Admin(self.apply_node_drain(at, *node, *drain)),
             Op::NodeRemove { node } => Answer::Admin(self.apply_node_remove(at, *node)),
             Op::NodeDown { node, seen, cause } => {
@@ -93,7 +96,8 @@ impl MetaState {
         let existing = self.index.node_names.get(name).copied();
         if let Some(id) = existing {
             let node = self.nodes.get_mut(&id).expect("indexed");
-            if node.identity != identity {
+            // Without an identity it is an operator's order, and that name is taken.
+            if node.identity != identity || identity == 0 {
                 return Err(AdminRefusal::Exists { noun: Noun::Node, name: name.to_owned() });
             }
             address.clone_into(&mut node.address);
@@ -122,6 +126,43 @@ impl MetaState {
         self.touch(Touch::Nodes);
         self.log(at, EventKind::NodeAdded { node: id, name: name.to_owned() });
         Ok(AdminAnswer::NodeAdded { node: id, cluster: cluster_id })
+    }
+
+    /// The first process that registers as a node makes it its own: what it keeps in its state directory tells it from
+    /// every other one that has the same node id in its configuration.
+    fn apply_node_register(
+        &mut self,
+        id: NodeId,
+        zone: &str,
+        address: &str,
+        identity: u128,
+        process: ProcessNumber,
+    ) -> Decision {
+        let cluster = self.head.cluster.as_ref().ok_or(AdminRefusal::NoCluster)?.id;
+        if !zone.is_empty() {
+            check_name(zone)?;
+        }
+        let node = self.nodes.get_mut(&id).ok_or_else(|| no_node(id))?;
+        // Nodes added before identities were compared have one that nobody owns. Their own state directory is known by
+        // its count of processes, which goes on, at the same address.
+        let goes_on = node.address == address && node.process < process && node.process.0 > 0;
+        if node.identity != identity && node.identity != 0 && !goes_on {
+            return Err(AdminRefusal::OtherProcess {
+                name: node.name.clone(),
+                node: id,
+                known: node.address.clone(),
+                address: address.to_owned(),
+                up: node.down.is_none(),
+            });
+        }
+        node.identity = identity;
+        address.clone_into(&mut node.address);
+        if !zone.is_empty() {
+            zone.clone_into(&mut node.zone);
+        }
+        self.mark(Key::Node(id));
+        self.touch(Touch::Nodes);
+        Ok(AdminAnswer::NodeAdded { node: id, cluster })
     }
 
     fn apply_node_drain(&mut self, at: u64, id: NodeId, drain: bool) -> Decision {

@@ -364,22 +364,22 @@ fn interesting(state: &MetaState, branch: BranchId, outlook: &Outlook) -> Vec<u3
 }
 
 /// What the planner thinks of one chunk.
-struct Judged {
+pub(crate) struct Judged {
     /// A member that can be removed: as many others as there shall be are in-sync.
     surplus: Option<DriveId>,
     /// Fewer than `copies` members are in-sync or on the way to it, on drives that are not out.
-    missing: bool,
+    pub(crate) missing: bool,
     /// A member is being filled, or waits for its drive.
     filling: bool,
     can_grow: bool,
     /// Members that stay.
-    kept: Vec<DriveId>,
+    pub(crate) kept: Vec<DriveId>,
     /// The in-sync member that a new one would replace.
     victim: Option<DriveId>,
 }
 
 impl Judged {
-    fn of(c: &Configuration, copies: u8, outlook: &Outlook) -> Judged {
+    pub(crate) fn of(c: &Configuration, copies: u8, outlook: &Outlook) -> Judged {
         let copies = usize::from(copies);
         let is_out = |m: &Member| outlook.out.contains(&m.place.drive);
         let stays = |m: &&Member| m.state != MemberState::Leaving && !is_out(m);

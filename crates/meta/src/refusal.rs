@@ -1,7 +1,7 @@
 //! Why an operator's order is refused: what, which object, why, and what to do next.
 
 use crate::name::NameFault;
-use proto::{DriveId, Epoch, NodeId};
+use proto::{ClusterId, DriveId, Epoch, NodeId};
 use serde::{Deserialize, Serialize};
 
 /// Objects that can be missing, or there already.
@@ -54,11 +54,11 @@ pub enum AdminRefusal {
         high: u64,
     },
     BadCopies {
-        copies: u8,
+        copies: u32,
         most: u8,
     },
     BadMinInSync {
-        min_in_sync: u8,
+        min_in_sync: u32,
         copies: u8,
     },
     // Objects.
@@ -125,6 +125,29 @@ pub enum AdminRefusal {
     PlacementOutdated,
     /// The order may or may not have been carried out: the leader changed meanwhile.
     OutcomeUnknown,
+    /// Another state directory is this node already.
+    OtherProcess {
+        name: String,
+        node: NodeId,
+        /// Where the known one is, and the one that asks.
+        known: String,
+        address: String,
+        up: bool,
+    },
+    /// The node says another cluster's id, or none.
+    OtherCluster {
+        node: NodeId,
+        /// Its word; none: it named no cluster.
+        said: Option<ClusterId>,
+        cluster: ClusterId,
+    },
+    /// As `Attached`, for orders that no force carries out.
+    InUse {
+        name: String,
+        node: NodeId,
+        node_name: String,
+        epoch: Epoch,
+    },
 }
 
 /// Exit codes of `blockctl` (operations.md).
@@ -161,9 +184,11 @@ impl AdminRefusal {
             AdminRefusal::NodeUp { .. } => 1104,
             AdminRefusal::OtherNode { .. } => 1105,
             AdminRefusal::StrangerDrive { .. } => 1106,
+            AdminRefusal::OtherProcess { .. } => 1107,
+            AdminRefusal::OtherCluster { .. } => 1108,
             AdminRefusal::BadSize { .. } => 1201,
             AdminRefusal::BadChunkSize { .. } => 1202,
-            AdminRefusal::Attached { .. } => 1203,
+            AdminRefusal::Attached { .. } | AdminRefusal::InUse { .. } => 1203,
             AdminRefusal::NotReady { .. } => 1204,
             AdminRefusal::Shrink { .. } => 1205,
             AdminRefusal::Changed { .. } => 1206,
@@ -188,6 +213,7 @@ impl AdminRefusal {
             AdminRefusal::ClusterExists { .. }
             | AdminRefusal::Exists { .. }
             | AdminRefusal::OtherNode { .. }
+            | AdminRefusal::OtherProcess { .. }
             | AdminRefusal::Changed { .. } => exit::EXISTS,
             AdminRefusal::HoldsReplicas { .. }
             | AdminRefusal::NotDrained { .. }
@@ -195,10 +221,13 @@ impl AdminRefusal {
             | AdminRefusal::NodeUp { .. }
             | AdminRefusal::StrangerDrive { .. }
             | AdminRefusal::Attached { .. }
+            | AdminRefusal::InUse { .. }
             | AdminRefusal::NotReady { .. }
             | AdminRefusal::Shrink { .. } => exit::STATE,
             AdminRefusal::BadToken => exit::PERMISSION,
-            AdminRefusal::NoCluster | AdminRefusal::TooFewDomains { .. } => exit::PRECONDITION,
+            AdminRefusal::NoCluster
+            | AdminRefusal::TooFewDomains { .. }
+            | AdminRefusal::OtherCluster { .. } => exit::PRECONDITION,
             AdminRefusal::PlacementOutdated => exit::FAILURE,
             AdminRefusal::OutcomeUnknown => exit::UNKNOWN_OUTCOME,
         }
@@ -227,9 +256,19 @@ impl AdminRefusal {
             AdminRefusal::NodeUp { name } => format!("node {name} is up"),
             AdminRefusal::OtherNode { drive, name, .. } => format!("drive {drive} belongs to node {name}"),
             AdminRefusal::StrangerDrive { drive } => format!("drive {drive} was rolled back or copied"),
+            AdminRefusal::OtherProcess { name, known, address, .. } => {
+                format!("the process at {address} is not node {name}: that one is at {known}")
+            }
+            AdminRefusal::OtherCluster { node, said: Some(said), cluster } => {
+                format!("node {node} is of cluster {:032x}, not of {:032x}", said.0, cluster.0)
+            }
+            AdminRefusal::OtherCluster { node, said: None, cluster } => {
+                format!("node {node} names no cluster; this is {:032x}", cluster.0)
+            }
             AdminRefusal::BadSize { size, .. } => format!("{size} bytes cannot be a volume's size"),
             AdminRefusal::BadChunkSize { .. } => "no such chunk size".into(),
-            AdminRefusal::Attached { name, node_name, epoch, .. } => {
+            AdminRefusal::Attached { name, node_name, epoch, .. }
+            | AdminRefusal::InUse { name, node_name, epoch, .. } => {
                 format!("volume \"{name}\" is attached on {node_name} (epoch {})", epoch.0)
             }
             AdminRefusal::NotReady { name } => format!("volume \"{name}\" is still being made"),
@@ -267,9 +306,16 @@ impl AdminRefusal {
             AdminRefusal::StrangerDrive { .. } => {
                 "its list of openings lacks the one confirmed last, so its contents are old".into()
             }
+            AdminRefusal::OtherProcess { up: true, .. } => {
+                "that one is up, and its state directory is another one".into()
+            }
+            AdminRefusal::OtherProcess { .. } => {
+                "its state directory is not the one that was this node".into()
+            }
+            AdminRefusal::OtherCluster { .. } => "a node id counts in one cluster only".into(),
             AdminRefusal::BadSize { .. } => "sizes are multiples of 4 KiB from 1 MiB to 16 TiB".into(),
             AdminRefusal::BadChunkSize { low, high } => format!("powers of two from {low} to {high} bytes"),
-            AdminRefusal::Attached { .. } => "a guest uses it".into(),
+            AdminRefusal::Attached { .. } | AdminRefusal::InUse { .. } => "a guest uses it".into(),
             AdminRefusal::NotReady { .. } => "the records of its chunks are not all on the drives yet".into(),
             AdminRefusal::Shrink { .. } => "volumes only grow".into(),
             AdminRefusal::Changed { .. } => "somebody else gave another order".into(),
@@ -290,11 +336,12 @@ impl AdminRefusal {
         match self {
             AdminRefusal::NoCluster => "blockctl cluster init".into(),
             AdminRefusal::ClusterExists { .. } => "blockctl cluster status".into(),
-            AdminRefusal::BadToken => {
-                "ask for the token on a node of the cluster: blockctl cluster status".into()
-            }
+            AdminRefusal::BadToken => "ask a metad of the cluster for it: blockctl cluster token".into(),
             AdminRefusal::UnknownSetting { .. } => "blockctl cluster config get".into(),
-            AdminRefusal::BadSetting { key, low, .. } => format!("blockctl cluster config set {key}={low}"),
+            AdminRefusal::BadSetting { key, low, .. } => {
+                // As it is typed: in one word.
+                format!("blockctl cluster config set {key}={}", low.replace(' ', ""))
+            }
             AdminRefusal::BadName { .. } => "use another name, for instance vol-1".into(),
             AdminRefusal::NotFound { noun, .. } => format!("blockctl {} list", noun.word()),
             AdminRefusal::Exists { noun, name } => format!("blockctl {} show {name}", noun.word()),
@@ -310,11 +357,22 @@ impl AdminRefusal {
             AdminRefusal::StrangerDrive { drive } => {
                 format!("blockctl drive drain {drive}, then format it anew")
             }
+            AdminRefusal::OtherProcess { node, .. } => format!(
+                "remove node_id = {} from its blockd.toml and join it with a token, or give it its state_dir back",
+                node.0
+            ),
+            AdminRefusal::OtherCluster { cluster, .. } => {
+                format!(
+                    "cluster = \"{:032x}\" in its blockd.toml, if it is to be a node of this one",
+                    cluster.0
+                )
+            }
             AdminRefusal::BadSize { nearest, .. } => format!("the nearest is {nearest}"),
             AdminRefusal::BadChunkSize { .. } => "leave it out: 256 MiB is right for most".into(),
-            AdminRefusal::Attached { node_name, .. } => {
-                format!("detach it on {node_name}, or use --force=REASON")
+            AdminRefusal::Attached { name, node_name, .. } => {
+                format!("detach it on {node_name}, or: blockctl volume delete {name} --force=REASON")
             }
+            AdminRefusal::InUse { node_name, .. } => format!("detach it on {node_name}"),
             AdminRefusal::NotReady { name } => format!("blockctl volume wait {name} --state ready"),
             AdminRefusal::Shrink { .. } => "make a smaller volume and copy".into(),
             AdminRefusal::Changed { name } => format!("blockctl volume show {name}"),

@@ -10,6 +10,7 @@ use crate::survey::{Fault, Survey};
 use crate::view::{DriveView, EventView, FaultView, NodeView, SessionView, VolumeLine, VolumeView, WaitFor};
 use proto::control::SessionStatus;
 use proto::{BranchId, DriveId, NodeId, VolumeId};
+use std::collections::BTreeSet;
 
 impl Service {
     /// Answers to requests that change nothing.
@@ -128,7 +129,7 @@ impl Service {
             unwell_chunks: survey.degraded,
             least_in_sync: survey.least,
             unwell_since_ms: row.unwell_since,
-            faults: self.fault_views(state, row, &survey),
+            faults: self.fault_views(state, volume.branch, row, &survey),
             session: session_view(state, row, status),
             resync_left: resync.map_or(0, |s| s.resync_left),
             resync_moved: self.resyncs.moved(volume.branch),
@@ -142,7 +143,13 @@ impl Service {
         self.liveness.session(session.node, branch, row.epoch)
     }
 
-    fn fault_views(&self, state: &MetaState, row: &Branch, survey: &Survey) -> Vec<FaultView> {
+    fn fault_views(
+        &self,
+        state: &MetaState,
+        branch: BranchId,
+        row: &Branch,
+        survey: &Survey,
+    ) -> Vec<FaultView> {
         let outlook = self.outlook(state);
         let view = |((drive, fault), chunks): (&(DriveId, Fault), &u32)| {
             let known = state.drives().get(drive);
@@ -150,6 +157,14 @@ impl Service {
             let down = known.is_some() && state.drive_down(*drive);
             let since = known.and_then(|d| d.down.or_else(|| Some(state.nodes().get(&d.node)?.down?.0)));
             let out = outlook.out.contains(drive);
+            let lost = known.map(|_| *drive).into_iter().collect();
+            let room = self.room_without(state, &outlook, &lost, &BTreeSet::from([branch]));
+            let instead = match (fault, known) {
+                (Fault::Leaving, _) => "stop emptying it".to_owned(),
+                (_, Some(d)) if d.down.is_some() => "mend the drive".to_owned(),
+                (_, Some(_)) => format!("start {}", state.node_name(node)),
+                (_, None) => "start what is down".to_owned(),
+            };
             let why = match (fault, down) {
                 (Fault::Missing, _) => "there are fewer replicas than copies",
                 (Fault::Leaving, _) => "it is being emptied",
@@ -158,10 +173,14 @@ impl Service {
                 (Fault::Stale, false) => "it misses writes",
             };
             let action = match (fault, down, out) {
-                (Fault::Missing | Fault::Leaving, ..) => "new replicas are placed and filled".to_owned(),
+                (Fault::Missing | Fault::Leaving, ..) => {
+                    room.promise("new replicas are placed and filled".to_owned(), &instead)
+                }
                 (Fault::Stale, false, false) if row.session.is_some() => "resync is under way".to_owned(),
                 (Fault::Stale, false, false) => "a maintenance session will resync it".to_owned(),
-                (_, _, true) => "its replicas are placed anew on other nodes".to_owned(),
+                (_, _, true) => {
+                    room.promise("its replicas are placed anew on other nodes".to_owned(), &instead)
+                }
                 _ if outlook.mass_failure => {
                     "healing rests: more than a third of the nodes are down".to_owned()
                 }
@@ -169,7 +188,8 @@ impl Service {
                     let left = since.map_or(0, |t| {
                         (t + state.settings().down_out_ms).saturating_sub(self.wall_ms).div_ceil(1000)
                     });
-                    format!("placed anew on other nodes in {left} s unless it returns")
+                    let promise = format!("placed anew on other nodes in {left} s unless it returns");
+                    room.promise(promise, &instead)
                 }
             };
             FaultView {

@@ -162,6 +162,9 @@ impl Service {
             AdminRequest::NodeAdd { name, zone, address, identity, token } => {
                 command(Op::NodeAdd { name, zone, address, identity, token })
             }
+            AdminRequest::NodeRegister { node, zone, address, identity, process } => {
+                command(Op::NodeRegister { node, zone, address, identity, process })
+            }
             AdminRequest::NodeDrain { node, drain } => {
                 command(Op::NodeDrain { node: find_node(state, &node)?, drain })
             }

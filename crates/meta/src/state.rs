@@ -99,6 +99,7 @@ impl MetaState {
             }
             Op::SettingSet { setting } => Answer::Admin(self.apply_setting(at, *setting)),
             Op::NodeAdd { .. }
+            | Op::NodeRegister { .. }
             | Op::NodeDrain { .. }
             | Op::NodeRemove { .. }
             | Op::NodeDown { .. }

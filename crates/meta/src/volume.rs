@@ -184,7 +184,7 @@ impl MetaState {
         }
         if let Some(s) = row.guest() {
             let node_name = self.node_name(s.node);
-            return Err(AdminRefusal::Attached { name, node: s.node, node_name, epoch: row.epoch });
+            return Err(AdminRefusal::InUse { name, node: s.node, node_name, epoch: row.epoch });
         }
         if row.phase != Phase::Ready {
             return Err(AdminRefusal::NotReady { name });
@@ -228,7 +228,7 @@ impl MetaState {
         }
         if let Some(s) = row.guest().copied() {
             let (epoch, node_name) = (row.epoch, self.node_name(s.node));
-            return Err(AdminRefusal::Attached { name, node: s.node, node_name, epoch });
+            return Err(AdminRefusal::InUse { name, node: s.node, node_name, epoch });
         }
         row.class = class;
         self.end_session(branch);

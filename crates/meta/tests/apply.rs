@@ -32,7 +32,8 @@ fn an_unknown_command_is_an_error_and_never_skipped() {
     let good = Command { at_ms: 1, request: None, op: Op::NodeRemove { node: NodeId(1) } }.encode();
     assert!(Command::decode(&good).is_ok());
     assert_eq!(Command::decode(&[]), Err(DecodeError::Empty));
-    assert_eq!(Command::decode(&[2, 0, 0]), Err(DecodeError::Format(2)));
+    assert_eq!(Command::decode(&[3, 0, 0]), Err(DecodeError::Format(3)));
+    assert_eq!(good[0], 1, "in the oldest format that has it");
     assert!(matches!(Command::decode(&[1, 0, 0, 250, 1]), Err(DecodeError::Malformed(_))));
     assert!(matches!(Command::decode(&good[..good.len() - 1]), Err(DecodeError::Malformed(_))));
     let long = [good, vec![0]].concat();
@@ -77,6 +78,56 @@ fn a_node_joins_with_the_token_and_is_known_by_its_identity() {
     assert_eq!(w.admin(join("node-1", 1, "secret")).map(|_| ()), Ok(()));
     assert_eq!(w.state.nodes()[&NodeId(1)].address, "10.9.9.9:1", "it comes with its new address");
     assert!(w.state.node_down(NodeId(2)), "and is up when it is heard");
+}
+
+#[test]
+fn a_node_belongs_to_the_state_directory_that_registered_first() {
+    let mut w = World::with_nodes(1);
+    let add = |name: &str| Op::NodeAdd {
+        name: name.into(),
+        zone: String::new(),
+        address: "127.0.0.1:0".into(),
+        identity: 0,
+        token: None,
+    };
+    let node = NodeId(2);
+    let register = |identity, address: &str, process| Op::NodeRegister {
+        node,
+        zone: String::new(),
+        address: address.into(),
+        identity,
+        process: ProcessNumber(process),
+    };
+    let known = AdminAnswer::NodeAdded { node, cluster: ClusterId(77) };
+    assert_eq!(
+        w.admin(register(5, "a:1", 1)),
+        Err(AdminRefusal::NotFound { noun: Noun::Node, name: "n2".into() })
+    );
+    assert_eq!(w.admin(add("b")), Ok(known.clone()));
+    let exists = AdminRefusal::Exists { noun: Noun::Node, name: "b".into() };
+    assert_eq!(w.admin(add("b")), Err(exists), "nobody's identity is no identity");
+    assert_eq!(w.admin(register(5, "a:1", 1)), Ok(known.clone()), "the first one owns it");
+    w.up(2, 1);
+    assert_eq!(w.admin(register(5, "a:2", 2)), Ok(known.clone()), "and may move");
+    let other = |up| AdminRefusal::OtherProcess {
+        name: "b".into(),
+        node,
+        known: "a:2".into(),
+        address: "c:1".into(),
+        up,
+    };
+    assert_eq!(w.admin(register(6, "c:1", 1)), Err(other(true)));
+    assert!(other(true).what().contains("c:1") && other(true).what().contains("a:2"), "both addresses");
+    assert_eq!(w.state.nodes()[&node].address, "a:2", "and nothing is changed");
+    w.down(2);
+    assert_eq!(w.admin(register(6, "c:1", 9)), Err(other(false)), "nor when the first one is down");
+    assert_eq!(
+        w.admin(register(6, "a:2", 1)).map(drop).map_err(|r| r.code()),
+        Err(1107),
+        "counts from 1 again"
+    );
+    assert_eq!(w.admin(register(7, "a:2", 2)), Ok(known), "the same folder, of a time without identities");
+    assert_eq!(w.state.nodes()[&node].identity, 7);
 }
 
 #[test]
@@ -748,11 +799,33 @@ fn every_refusal_says_what_why_and_what_next() {
         AdminRefusal::TooFewDomains { need: 3, have: 2, nodes: 2, full: 0 },
         AdminRefusal::PlacementOutdated,
         AdminRefusal::OutcomeUnknown,
+        AdminRefusal::OtherProcess {
+            name: name(),
+            node: NodeId(2),
+            known: name(),
+            address: name(),
+            up: true,
+        },
+        AdminRefusal::OtherCluster { node: NodeId(2), said: None, cluster: ClusterId(1) },
     ];
     for r in &all {
         assert!(codes.insert(r.code()), "{r:?} has a code of its own");
         assert!(!r.what().is_empty() && !r.cause().is_empty() && !r.fix().is_empty() && r.exit() > 0);
     }
+    let in_use =
+        AdminRefusal::InUse { name: name(), node: NodeId(3), node_name: "n3".into(), epoch: Epoch(41) };
+    assert_eq!(
+        (in_use.code(), in_use.what(), in_use.exit()),
+        (all[18].code(), all[18].what(), all[18].exit())
+    );
+    assert!(!in_use.fix().contains("--force"), "a resize knows no force");
+    assert!(all[18].fix().contains("blockctl volume delete x --force=REASON"));
+    let setting = Setting::parse("down_out", "1s").unwrap_err().fix();
+    assert_eq!(setting, "blockctl cluster config set down_out=5s");
+    let typed = setting.rsplit('=').next().unwrap();
+    assert_eq!(Setting::parse("down_out", typed), Ok(Setting::DownOut(5_000)), "the remedy can be typed");
+    let drive = AdminRefusal::StrangerDrive { drive: DriveId(0xab_cdef) };
+    assert_eq!(drive.fix(), "blockctl drive drain 0000000000abcdef, then format it anew");
     assert_eq!(all[18].what(), "volume \"x\" is attached on n3 (epoch 41)");
     assert_eq!(all[22].what(), "3 copies need 3 nodes with a usable drive; there are 2");
 }

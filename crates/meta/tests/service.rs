@@ -400,6 +400,37 @@ fn the_verdict_says_what_is_wrong() {
 }
 
 #[test]
+fn healing_is_promised_only_where_another_node_has_room() {
+    let action = |f: &mut Fleet, code: &str| match f.admin(AdminRequest::ClusterStatus) {
+        Ok(AdminAnswer::Cluster(c)) => c.checks.iter().find(|c| c.code == code).unwrap().action.clone(),
+        other => panic!("{other:?}"),
+    };
+    let without = "no other node has room: add one, or start node-2";
+    let mut f = Fleet::new(3);
+    f.ready("v", 100);
+    f.kill(2);
+    f.run(Span::secs(4));
+    assert_eq!(action(&mut f, "NODE_DOWN"), without);
+    assert_eq!(
+        action(&mut f, "VOLUME_DEGRADED"),
+        "no other node has room: add one, or start what is down",
+        "three copies on three nodes"
+    );
+    assert_eq!(f.show("v").faults[0].action, without);
+    // A node without replicas is missed by nobody.
+    f.add(4);
+    f.run(Span::secs(2));
+    let promise = action(&mut f, "NODE_DOWN");
+    assert!(promise.starts_with("its replicas are placed anew in "), "{promise}");
+    let fault = f.show("v").faults[0].action.clone();
+    assert!(fault.starts_with("placed anew on other nodes in "), "{fault}");
+    // The promise is kept.
+    down_out(&mut f, "5s");
+    f.until("healed", 60, |f| f.waited("v", WaitFor::Healthy));
+    assert_eq!(action(&mut f, "NODE_DOWN"), "nothing on it is missing elsewhere: start it, or remove it");
+}
+
+#[test]
 fn a_watcher_hears_everything_from_the_start_and_then_changes() {
     let mut f = Fleet::new(3);
     let branch = f.ready("v", 16);

@@ -5,6 +5,7 @@ use crate::core::Core;
 use crate::metrics;
 use crate::raft::database::Db;
 use crate::raft::network::{ClusterCell, Network};
+use crate::raft::silence::Silence;
 use crate::raft::snapshot::Snapshots;
 use crate::raft::state_machine::StateMachine;
 use crate::raft::types::Raft;
@@ -70,13 +71,14 @@ impl Metad {
         .await??;
 
         let cluster = ClusterCell::default();
+        let silence = Silence::default();
         let handle = Arc::new(OnceLock::new());
         let (calls, machine) = mpsc::channel(16);
         let core = Core::start(state, machine, handle.clone(), cluster.clone());
         let raft = Raft::new(
             config.id,
             settings(config.heartbeat_ms, config.election_ms)?,
-            Network::new(config.id, cluster.clone()),
+            Network::new(config.id, cluster.clone(), silence.clone()),
             LogStore::new(db.clone()),
             StateMachine::new(db, snapshots.clone(), calls),
         )
@@ -91,6 +93,8 @@ impl Metad {
             raft: raft.clone(),
             lead: lead.clone(),
             cluster: cluster.clone(),
+            silence,
+            patience: Duration::from_millis(3 * config.election_ms),
         };
         Ok(Metad {
             address,

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "tests: a panic is the report")]
 
 use api::v1::cluster_service_client::ClusterServiceClient;
+use api::v1::node_service_client::NodeServiceClient;
 use api::v1::raft_service_client::RaftServiceClient;
 use api::v1::{self, MetadMember};
 use metad::config::Config;
@@ -49,14 +50,13 @@ impl Running {
 /// Asks one after the other until the leader has answered.
 async fn add_node(all: &[&Running], name: &str) -> Duration {
     let begun = Instant::now();
-    let mut identity = name.as_bytes().to_vec();
-    identity.resize(16, 0);
+    let mut id = name.as_bytes().to_vec();
+    id.resize(16, 0);
     let request = v1::AddNodeRequest {
         name: name.into(),
         zone: String::new(),
         data_address: "127.0.0.1:1".into(),
-        identity: identity.clone(),
-        request: identity,
+        request: id,
     };
     while begun.elapsed() < Duration::from_secs(10) {
         for m in all {
@@ -74,6 +74,21 @@ async fn add_node(all: &[&Running], name: &str) -> Duration {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     panic!("nobody took {name}");
+}
+
+/// Waits until the leader's status says so.
+async fn status_is(all: &[&Running], codes: &[&str], survives: bool) {
+    let begun = Instant::now();
+    loop {
+        let status = leader(all).client().await.status(v1::StatusRequest {}).await.unwrap().into_inner();
+        let metads: Vec<&str> =
+            status.checks.iter().map(|c| c.code.as_str()).filter(|c| c.starts_with("METAD_")).collect();
+        if metads == codes && status.survives_one_node == survives {
+            return;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(10), "{status:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 async fn names(m: &Running) -> Vec<String> {
@@ -111,11 +126,14 @@ async fn a_group_outlives_its_leader_and_changes_its_members() {
     gone.stop().await;
     let took = add_node(&[&all[0], &all[1]], "b").await;
     assert!(took < Duration::from_secs(5), "{took:?}");
+    // `cluster status` names the dead one, until it is back.
+    status_is(&[&all[0], &all[1]], &["METAD_DOWN"], false).await;
 
     // It comes back, at the same address, and follows.
     let back = start(dir.path(), id).await;
     let index = leader(&[&all[0], &all[1]]).raft.metrics().borrow().last_applied.unwrap().index;
     applied(&back, index).await;
+    status_is(&[&all[0], &all[1]], &[], true).await;
 
     // A fourth one gets a snapshot: the log before it is gone.
     let lead = leader(&[&all[0], &all[1]]);
@@ -146,6 +164,57 @@ async fn a_group_outlives_its_leader_and_changes_its_members() {
     assert_eq!(names(leader(&[&all[0], &m4])).await, ["a", "b", "c"]);
     all.remove(0).stop().await;
     m4.stop().await;
+}
+
+/// What refused it, by its code.
+fn code<T: std::fmt::Debug>(answer: Result<T, tonic::Status>) -> u32 {
+    api::error::detail(&answer.unwrap_err()).expect("a refusal of ours").code
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_id_alone_makes_nobody_that_node() {
+    let dir = tempfile::tempdir().unwrap();
+    let m1 = start(dir.path(), 1).await;
+    let init = v1::InitRequest { name: "t".into(), members: Vec::new(), request: vec![1; 16] };
+    let made = m1.client().await.init(init).await.unwrap().into_inner();
+    add_node(&[&m1], "a").await;
+    let mut door = NodeServiceClient::connect(format!("http://{}", m1.address)).await.unwrap();
+    let owner = v1::RegisterRequest {
+        node: 1,
+        cluster: made.cluster.clone(),
+        name: "a".into(),
+        data_address: "127.0.0.1:11".into(),
+        identity: vec![7; 16],
+        process: 1,
+        ..Default::default()
+    };
+    assert_eq!(door.register(owner.clone()).await.unwrap().into_inner().node, 1);
+    let again = v1::RegisterRequest { process: 2, data_address: "127.0.0.1:12".into(), ..owner.clone() };
+    door.register(again.clone()).await.unwrap();
+
+    // Another state folder with the same node id, from elsewhere.
+    let other = v1::RegisterRequest { identity: vec![8; 16], data_address: "127.0.0.1:13".into(), ..owner };
+    let refused = door.register(other).await.unwrap_err();
+    let said = api::error::detail(&refused).unwrap();
+    assert_eq!((said.code, said.exit), (1107, 4));
+    assert!(said.message.contains("127.0.0.1:13") && said.message.contains("127.0.0.1:12"), "{said:?}");
+    // A wrong cluster, none, an id that was never given, no identity, and a wrong token.
+    let wrong = v1::RegisterRequest { cluster: vec![3; 16], ..again.clone() };
+    assert_eq!(code(door.register(wrong).await), 1108);
+    let none = v1::RegisterRequest { cluster: Vec::new(), ..again.clone() };
+    assert_eq!(code(door.register(none.clone()).await), 1108);
+    assert_eq!(code(door.register(v1::RegisterRequest { node: 9, ..again.clone() }).await), 1007);
+    let nobody = v1::RegisterRequest { identity: vec![0; 16], ..again };
+    assert_eq!(door.register(nobody).await.unwrap_err().code(), tonic::Code::InvalidArgument);
+    let join = v1::RegisterRequest { node: 0, name: "b".into(), token: "x".into(), ..none };
+    assert_eq!(code(door.register(join.clone()).await), 1003);
+    // The token is to be had as the refusal says.
+    let token = m1.client().await.token(v1::TokenRequest {}).await.unwrap().into_inner().token;
+    assert_eq!(token, made.token);
+    assert_eq!(door.register(v1::RegisterRequest { token, ..join }).await.unwrap().into_inner().node, 2);
+    let nodes = m1.client().await.list_nodes(v1::ListNodesRequest {}).await.unwrap().into_inner().nodes;
+    assert_eq!(nodes[0].data_address, "127.0.0.1:12", "what was refused changed nothing");
+    m1.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -21,8 +21,6 @@ id!(/// One cluster; random, made by `cluster init`. Stands in every handshake a
     ClusterId(u128), "cluster-");
 id!(/// One machine that runs blockd; 1 and up, never reused. Shown as `n3`.
     NodeId(u32), "n");
-id!(/// One drive, random at format; never reused.
-    DriveId(u64), "d");
 id!(/// One line of history: chunks, replicas, sessions, epochs and versions belong to a branch.
     BranchId(u64), "b");
 id!(/// A named volume; points at one branch.
@@ -54,6 +52,20 @@ id!(/// A guest's request as the export knows it: must be completed exactly once
     Ticket(u64), "t");
 id!(/// An open export of this process (an NBD export that clients are connected to).
     ExportId(u64), "x");
+
+/// One drive, random at format; never reused. Shown everywhere as it is typed: 16 hexadecimal digits.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+pub struct DriveId(pub u64);
+impl fmt::Debug for DriveId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+impl fmt::Display for DriveId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
 
 impl Epoch {
     /// The epoch of the next session; `None` when the counter of this lineage is used up.

@@ -121,13 +121,7 @@ async fn add(context: &Context, name: String, zone: String) -> Result<Output, Cl
         return Ok(o);
     }
     // Its address comes when its blockd registers.
-    let r = v1::AddNodeRequest {
-        name,
-        zone,
-        data_address: "127.0.0.1:0".into(),
-        identity: request_id()?,
-        request: request_id()?,
-    };
+    let r = v1::AddNodeRequest { name, zone, data_address: "127.0.0.1:0".into(), request: request_id()? };
     let control = context.control()?;
     let n = control
         .call(|mut c| {

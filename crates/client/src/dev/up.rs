@@ -130,7 +130,6 @@ async fn make(folder: &Folder, options: &Options, started: &mut Vec<Started>) ->
             name: format!("n{n}"),
             zone: String::new(),
             data_address: "127.0.0.1:0".into(),
-            identity: random()?,
             request: random()?,
         };
         control

@@ -4,6 +4,7 @@ pub mod database;
 mod encoding;
 mod log_store;
 pub mod network;
+pub mod silence;
 pub mod snapshot;
 pub mod state_machine;
 #[cfg(test)]

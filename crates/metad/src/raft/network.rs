@@ -1,6 +1,7 @@
 //! openraft's network on gRPC: one HTTP/2 channel per peer, opaque payloads in an envelope that names sender, receiver
 //! and cluster.
 
+use super::silence::Silence;
 use super::snapshot::SnapshotFile;
 use super::types::{MetadId, Raft, SnapshotMeta, StorageIOError, Types, Vote};
 use api::v1::raft_service_client::RaftServiceClient;
@@ -20,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use std::future::Future;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
@@ -52,10 +53,11 @@ pub fn channel(address: &str) -> Result<Channel, tonic::transport::Error> {
 pub struct Network {
     id: MetadId,
     cluster: ClusterCell,
+    silence: Silence,
 }
 impl Network {
-    pub fn new(id: MetadId, cluster: ClusterCell) -> Network {
-        Network { id, cluster }
+    pub fn new(id: MetadId, cluster: ClusterCell, silence: Silence) -> Network {
+        Network { id, cluster, silence }
     }
 }
 
@@ -71,7 +73,13 @@ impl RaftNetworkFactory<Types> for Network {
         if let Err(e) = &client {
             tracing::error!(metad = target, address = node.addr, error = %e, "not an address");
         }
-        Peer { from: self.id, to: target, cluster: self.cluster.clone(), client: client.ok() }
+        Peer {
+            from: self.id,
+            to: target,
+            cluster: self.cluster.clone(),
+            client: client.ok(),
+            silence: self.silence.clone(),
+        }
     }
 }
 
@@ -82,6 +90,7 @@ pub struct Peer {
     cluster: ClusterCell,
     /// None: its address cannot be one.
     client: Option<RaftServiceClient<Channel>>,
+    silence: Silence,
 }
 
 /// What a call without an answer comes to.
@@ -163,9 +172,11 @@ impl RaftNetwork<Types> for Peer {
         option: RPCOption,
     ) -> RpcResult<AppendEntriesResponse<MetadId>> {
         let call = self.call(encode(&rpc), option.hard_ttl());
+        self.silence.asked(self.to, Instant::now());
         let result = self.client()?.append(call).await;
-        self.answer::<_, RaftError<MetadId>>(result)?
-            .map_err(|e| RPCError::RemoteError(RemoteError::new(self.to, e)))
+        let answer = self.answer::<_, RaftError<MetadId>>(result)?;
+        self.silence.answered(self.to);
+        answer.map_err(|e| RPCError::RemoteError(RemoteError::new(self.to, e)))
     }
 
     async fn vote(
@@ -202,8 +213,9 @@ impl RaftNetwork<Types> for Peer {
             return Err(StorageIOError::read_snapshot(None, AnyError::new(&e)).into_streaming());
         }
         let result = result.map_err(|_| CallError::Late(self.to))?;
-        self.answer::<_, Fatal<MetadId>>(result)?
-            .map_err(|e| StreamingError::RemoteError(RemoteError::new(self.to, e)))
+        let answer = self.answer::<_, Fatal<MetadId>>(result)?;
+        self.silence.answered(self.to);
+        answer.map_err(|e| StreamingError::RemoteError(RemoteError::new(self.to, e)))
     }
 
     fn backoff(&self) -> Backoff {

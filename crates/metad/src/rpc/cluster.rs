@@ -1,10 +1,10 @@
 //! What operators ask.
 
-use super::convert::{self, request_id, sixteen};
+use super::convert::{self, request_id};
 use super::lead::Lead;
 use super::members::Members;
 use super::node::gone;
-use crate::core::Core;
+use crate::core::{Core, wall_ms};
 use crate::random;
 use api::v1::cluster_service_server::ClusterService;
 use api::v1::{self, Done, ErrorDetail};
@@ -113,6 +113,13 @@ impl ClusterService for ClusterRpc {
         Ok(Response::new(self.members.show()))
     }
 
+    async fn token(&self, _: Request<v1::TokenRequest>) -> Answer<v1::TokenAnswer> {
+        self.lead.confirm().await?;
+        let token = self.core.look(|s| s.head().cluster.as_ref().map(|c| c.token.clone())).await;
+        let token = token.map_err(gone)?.ok_or_else(|| refused(&AdminRefusal::NoCluster))?;
+        Ok(Response::new(v1::TokenAnswer { token }))
+    }
+
     async fn add_metad(&self, request: Request<v1::AddMetadRequest>) -> Answer<Done> {
         let r = request.into_inner();
         self.lead.confirm().await?;
@@ -134,7 +141,10 @@ impl ClusterService for ClusterRpc {
 
     async fn status(&self, _: Request<v1::StatusRequest>) -> Answer<v1::ClusterStatus> {
         match self.ask(&[], AdminRequest::ClusterStatus).await? {
-            AdminAnswer::Cluster(view) => Ok(Response::new(convert::status(*view, self.members.show()))),
+            AdminAnswer::Cluster(view) => {
+                let metads = self.members.health(wall_ms());
+                Ok(Response::new(convert::status(*view, self.members.show(), metads)))
+            }
             other => Err(unexpected(&other)),
         }
     }
@@ -180,7 +190,8 @@ impl ClusterService for ClusterRpc {
             name: r.name.clone(),
             zone: r.zone,
             address: r.data_address,
-            identity: u128::from_be_bytes(sixteen("identity", &r.identity)?),
+            // Whichever process registers as this node first.
+            identity: 0,
             token: None,
         };
         self.ask(&r.request, order).await?;
@@ -326,16 +337,36 @@ fn chunk_shift(bytes: u64) -> Result<Option<u8>, Status> {
 }
 
 fn class(r: &v1::CreateVolumeRequest) -> Result<Class, Status> {
-    let bad =
-        |n: u32| u8::try_from(n).map_err(|_| Status::invalid_argument(format!("{n} copies are impossible")));
-    let mut class = match bad(r.copies)? {
+    let too_many =
+        |_| refused(&AdminRefusal::BadCopies { copies: r.copies, most: proto::limits::COPIES_MAX });
+    let mut class = match u8::try_from(r.copies).map_err(too_many)? {
         0 => Class::default(),
         n => Class::of_copies(n),
     };
     if r.min_in_sync != 0 {
-        class.min_in_sync = bad(r.min_in_sync)?;
+        let bad = AdminRefusal::BadMinInSync { min_in_sync: r.min_in_sync, copies: class.copies };
+        class.min_in_sync = u8::try_from(r.min_in_sync).map_err(|_| refused(&bad))?;
     }
     class.write_through = r.write_through;
     class.wait_when_degraded = !r.fail_when_degraded;
     Ok(class)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn code(r: &v1::CreateVolumeRequest) -> Option<u32> {
+        class(r).err().map(|s| api::error::detail(&s).expect("a refusal of ours").code)
+    }
+
+    #[test]
+    fn numbers_of_copies_beyond_a_byte_are_refused_as_what_they_are() {
+        let of = |copies, min_in_sync| v1::CreateVolumeRequest { copies, min_in_sync, ..Default::default() };
+        assert_eq!(code(&of(300, 0)), Some(1209));
+        assert_eq!(code(&of(3, 256)), Some(1210));
+        assert_eq!(code(&of(3, 2)), None);
+        let said = class(&of(300, 0)).unwrap_err();
+        assert_eq!(said.message(), "a volume cannot have 300 copies");
+    }
 }

@@ -29,7 +29,12 @@ fn health(h: Health) -> i32 {
     .into()
 }
 
-pub fn status(v: ClusterView, metad: v1::MetadAnswer) -> v1::ClusterStatus {
+/// The cluster as `meta` sees it, and its metads as their leader sees them.
+pub fn status(
+    v: ClusterView,
+    metad: v1::MetadAnswer,
+    (mut checks, metads_survive): (Vec<v1::Check>, bool),
+) -> v1::ClusterStatus {
     let check = |c: meta::view::HealthCheck| v1::Check {
         health: health(c.health),
         code: c.code,
@@ -37,10 +42,12 @@ pub fn status(v: ClusterView, metad: v1::MetadAnswer) -> v1::ClusterStatus {
         since_ms: c.since_ms,
         action: c.action,
     };
+    let worst = checks.iter().map(|c| c.health).max().unwrap_or_default();
+    checks.extend(v.checks.into_iter().map(check));
     v1::ClusterStatus {
-        health: health(v.health),
-        checks: v.checks.into_iter().map(check).collect(),
-        survives_one_node: v.survives_one_node,
+        health: health(v.health).max(worst),
+        checks,
+        survives_one_node: v.survives_one_node && metads_survive,
         cluster: v.id.0.to_be_bytes().to_vec(),
         name: v.name,
         metad: Some(metad),

@@ -1,14 +1,16 @@
 //! Members of metad's own Raft group: the first ones, one more, one less.
 
 use super::lead::Lead;
+use super::quorum::{self, Peer};
 use crate::raft::network::{ClusterCell, channel, cluster_bytes};
+use crate::raft::silence::Silence;
 use crate::raft::types::{MetadId, Metrics, Raft};
 use api::v1::cluster_service_client::ClusterServiceClient;
-use api::v1::{ErrorDetail, MetadAnswer, MetadMember, MetadRequest};
+use api::v1::{Check, ErrorDetail, MetadAnswer, MetadMember, MetadRequest};
 use openraft::error::{ClientWriteError, InitializeError, RaftError};
 use openraft::{BasicNode, ChangeMembers, ServerState};
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tonic::{Code, Status};
 
 /// Until somebody leads after the first start.
@@ -24,6 +26,9 @@ pub struct Members {
     pub raft: Raft,
     pub lead: Lead,
     pub cluster: ClusterCell,
+    pub silence: Silence,
+    /// A peer that leaves messages without an answer for so long is down.
+    pub patience: Duration,
 }
 
 fn refuse(status: Code, code: u32, exit: u32, message: String, cause: &str, fix: &str) -> Status {
@@ -72,6 +77,22 @@ impl Members {
             members,
             version: env!("CARGO_PKG_VERSION").into(),
         }
+    }
+
+    /// What is not well with the metads, as the leader sees it, and whether they survive the loss of one more.
+    pub fn health(&self, wall_ms: u64) -> (Vec<Check>, bool) {
+        let m: Metrics = self.lead.metrics();
+        let silent = self.silence.silent(Instant::now(), self.patience);
+        let last = m.last_log_index.unwrap_or(0);
+        let membership = m.membership_config.membership();
+        let peer = |(id, node): (&MetadId, &BasicNode)| {
+            let matched = m.replication.as_ref().and_then(|r| r.get(id)).map(|l| l.map_or(0, |l| l.index));
+            let lag = matched.map_or(0, |l| last.saturating_sub(l));
+            let silent = silent.get(id).copied().filter(|_| *id != self.id);
+            (*id, Peer { id: *id, address: node.addr.clone(), lag, silent })
+        };
+        let peers: BTreeMap<MetadId, Peer> = membership.nodes().map(peer).collect();
+        quorum::judge(membership.get_joint_config(), &peers, wall_ms)
     }
 
     /// Makes the first members a group, unless there is one, and waits until somebody leads it.

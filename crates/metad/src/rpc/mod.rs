@@ -5,4 +5,5 @@ mod convert;
 pub mod lead;
 pub mod members;
 pub mod node;
+pub mod quorum;
 pub mod raft;

@@ -6,9 +6,9 @@ use super::lead::Lead;
 use crate::core::{Core, Gone};
 use api::v1::node_service_server::NodeService;
 use api::v1::{NodeAnswer, NodeCall, RegisterAnswer, RegisterRequest, WatchEvent, WatchRequest};
-use meta::{AdminAnswer, AdminRequest};
+use meta::{AdminAnswer, AdminRefusal, AdminRequest};
 use proto::control::{MetaAnswer, MetaRequest};
-use proto::{DriveId, NodeId, ProcessNumber};
+use proto::{ClusterId, DriveId, NodeId, ProcessNumber};
 use std::pin::Pin;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt};
@@ -44,29 +44,20 @@ fn reads(request: &MetaRequest) -> bool {
 }
 
 impl NodeRpc {
-    /// A node without an id is added; one with an id tells where it is now.
+    /// A node without an id is added, if it has the token; one with an id tells where it is now, if it is the one that
+    /// had it before.
     async fn add(&self, r: &RegisterRequest) -> Result<NodeId, Status> {
-        let known = r.node;
-        let row = self.core.look(move |s| s.nodes().get(&NodeId(known)).cloned()).await.map_err(gone)?;
-        let request = match row {
-            Some(row) => AdminRequest::NodeAdd {
-                name: row.name,
-                zone: if r.zone.is_empty() { row.zone } else { r.zone.clone() },
-                address: r.data_address.clone(),
-                identity: row.identity,
-                token: None,
-            },
-            None if known != 0 => {
-                let text = format!("node n{known} was removed, or never added");
-                return Err(Status::not_found(text));
-            }
-            None => AdminRequest::NodeAdd {
-                name: r.name.clone(),
-                zone: r.zone.clone(),
-                address: r.data_address.clone(),
-                identity: u128::from_be_bytes(sixteen("identity", &r.identity)?),
-                token: Some(r.token.clone()),
-            },
+        let identity = u128::from_be_bytes(sixteen("identity", &r.identity)?);
+        if identity == 0 {
+            return Err(Status::invalid_argument("identity must not be 0"));
+        }
+        let (zone, address) = (r.zone.clone(), r.data_address.clone());
+        let request = if r.node == 0 {
+            let (name, token) = (r.name.clone(), Some(r.token.clone()));
+            AdminRequest::NodeAdd { name, zone, address, identity, token }
+        } else {
+            let (node, process) = (NodeId(r.node), ProcessNumber(r.process));
+            AdminRequest::NodeRegister { node, zone, address, identity, process }
         };
         match self.admin(request).await? {
             AdminAnswer::NodeAdded { node, .. } => Ok(node),
@@ -88,9 +79,15 @@ impl NodeService for NodeRpc {
         let r = request.into_inner();
         self.lead.confirm().await?;
         let cluster = self.core.look(|s| s.head().cluster.as_ref().map(|c| c.id)).await.map_err(gone)?;
-        let cluster = cluster.ok_or_else(|| refused(&meta::AdminRefusal::NoCluster))?;
-        if !r.cluster.is_empty() && r.cluster != cluster.0.to_be_bytes() {
-            return Err(Status::failed_precondition("the node belongs to another cluster"));
+        let cluster = cluster.ok_or_else(|| refused(&AdminRefusal::NoCluster))?;
+        // Who joins with the token need not know the cluster; a node's id counts in its own cluster only.
+        let said = if r.cluster.is_empty() {
+            None
+        } else {
+            Some(ClusterId(u128::from_be_bytes(sixteen("cluster", &r.cluster)?)))
+        };
+        if said.map_or(r.node != 0, |said| said != cluster) {
+            return Err(refused(&AdminRefusal::OtherCluster { node: NodeId(r.node), said, cluster }));
         }
         let node = self.add(&r).await?;
         for d in &r.drives {
