@@ -11,13 +11,7 @@ use std::path::{Path, PathBuf};
 /// Unix sockets' paths have at most 107 bytes (`sun_path` less its zero).
 pub const SOCKET_PATH_MAX: usize = 107;
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize, Default)]
-#[serde(rename_all = "lowercase")]
-pub enum LogFormat {
-    #[default]
-    Logfmt,
-    Json,
-}
+pub use edge::LogFormat;
 
 /// The file as it is written.
 #[derive(Clone, Debug, Deserialize)]

@@ -11,15 +11,15 @@ pub mod device;
 pub mod export;
 pub mod format;
 pub mod inspect;
-pub mod logging;
 pub mod mailbox;
 pub mod net;
 pub mod notice;
-pub mod notify;
 pub mod ring;
 pub mod shard;
 pub mod state_dir;
 pub mod sys;
+
+pub use edge::{finish, logging, notify};
 
 /// Of this build.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -37,15 +37,4 @@ pub fn long_version() -> &'static str {
         )
     };
     TEXT.get_or_init(text)
-}
-
-/// The end of a binary's `main`: the error and its causes, each on a line, without a backtrace.
-pub fn finish(result: anyhow::Result<std::process::ExitCode>) -> std::process::ExitCode {
-    result.unwrap_or_else(|error| {
-        eprintln!("error: {error}");
-        for cause in error.chain().skip(1) {
-            eprintln!("cause: {cause}");
-        }
-        std::process::ExitCode::FAILURE
-    })
 }

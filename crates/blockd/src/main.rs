@@ -4,7 +4,7 @@ use anyhow::Context;
 use blockd::config::{Config, LogFormat};
 use blockd::shard::End;
 use blockd::{daemon, logging, sys};
-use clap::{Parser, ValueEnum};
+use clap::Parser;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -24,13 +24,7 @@ struct Arguments {
     check_config: bool,
     /// Overrides the configuration's.
     #[arg(long)]
-    log_format: Option<Format>,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum Format {
-    Logfmt,
-    Json,
+    log_format: Option<LogFormat>,
 }
 
 fn main() -> ExitCode {
@@ -51,12 +45,7 @@ fn run() -> anyhow::Result<ExitCode> {
         std::process::abort();
     }));
     sys::keep_memory();
-    let format = match arguments.log_format {
-        None => config.log_format,
-        Some(Format::Logfmt) => LogFormat::Logfmt,
-        Some(Format::Json) => LogFormat::Json,
-    };
-    let log = logging::start(&config.log, format);
+    let log = logging::start(&config.log, arguments.log_format.unwrap_or(config.log_format));
     let end = daemon::run(&config, arguments.config, log, |params| node::Node::new(params, sys::now()))?;
     tracing::info!(clean = (end == End::Clean), "blockd ends");
     Ok(if end == End::Clean { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -4,13 +4,7 @@ use serde::Deserialize;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize, Default)]
-#[serde(rename_all = "lowercase")]
-pub enum LogFormat {
-    #[default]
-    Logfmt,
-    Json,
-}
+pub use edge::LogFormat;
 
 /// The file as it is written, and as it is used once checked.
 #[derive(Clone, PartialEq, Eq, Debug, Deserialize)]

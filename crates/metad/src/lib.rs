@@ -8,7 +8,6 @@
 
 pub mod config;
 pub mod core;
-mod logging;
 mod metrics;
 pub mod raft;
 mod random;
@@ -16,4 +15,23 @@ pub mod rpc;
 pub mod server;
 mod state_dir;
 
-pub use logging::start as start_logging;
+pub use edge::{finish, logging, notify};
+
+/// Of this build.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// What `--version` says: the build, what it can read, and what its members can follow.
+#[must_use]
+pub fn long_version() -> &'static str {
+    static TEXT: std::sync::OnceLock<String> = std::sync::OnceLock::new();
+    let text = || {
+        format!(
+            "{VERSION}\ndatabase format: {}\ncommands: 1..={}\nprotocol: {}..={}",
+            raft::FORMAT,
+            meta::command::COMMAND_FORMAT,
+            proto::frame::PROTOCOL_MIN,
+            proto::frame::PROTOCOL,
+        )
+    };
+    TEXT.get_or_init(text)
+}

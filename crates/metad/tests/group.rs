@@ -218,6 +218,48 @@ async fn a_node_id_alone_makes_nobody_that_node() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mistyped_first_member_costs_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let (m1, m2) = (start(dir.path(), 1).await, start(dir.path(), 2).await);
+    let member = |id, address: &str| MetadMember { id, address: address.into(), voter: true, matched: None };
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    for (id, address, want) in [
+        (2, "127.0.0.1", 1913),
+        (2, "127.0.0.1:74o0", 1913),
+        (0, m2.address.as_str(), 1913),
+        (2, m1.address.as_str(), 1904),
+        (3, m2.address.as_str(), 1904),
+        (2, closed.as_str(), 1903),
+    ] {
+        let members = vec![member(id, address)];
+        let init = v1::InitRequest {
+            name: "t".into(),
+            members,
+            request: address.bytes().cycle().take(16).collect(),
+        };
+        let begun = Instant::now();
+        assert_eq!(code(m1.client().await.init(init).await), want, "{id}={address}");
+        assert!(begun.elapsed() < Duration::from_secs(3), "the client waits 5 s");
+    }
+    let twice = vec![member(2, &m2.address), member(2, "127.0.0.1:9")];
+    let init = v1::InitRequest { name: "t".into(), members: twice, request: vec![5; 16] };
+    assert_eq!(code(m1.client().await.init(init).await), 1913);
+    // Spelled right, the same metad makes the cluster.
+    let members = vec![member(2, &m2.address)];
+    let init = v1::InitRequest { name: "t".into(), members, request: vec![6; 16] };
+    m1.client().await.init(init).await.unwrap();
+    add_node(&[&m1, &m2], "a").await;
+    // A member of that group is no first member of another.
+    let m3 = start(dir.path(), 3).await;
+    let members = vec![member(2, &m2.address)];
+    let init = v1::InitRequest { name: "u".into(), members, request: vec![7; 16] };
+    assert_eq!(code(m3.client().await.init(init).await), 1904);
+    for m in [m1, m2, m3] {
+        m.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_message_for_another_metad_or_cluster_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let m1 = start(dir.path(), 1).await;

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Version of everything in this file.
-const FORMAT: u8 = 1;
+pub const FORMAT: u8 = 1;
 
 /// The database or a snapshot holds what this metad cannot read: it must stop.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]

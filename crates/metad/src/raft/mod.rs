@@ -11,6 +11,7 @@ pub mod state_machine;
 mod suite;
 pub mod types;
 
+pub use encoding::FORMAT;
 pub use log_store::LogStore;
 
 use openraft::{Config, ConfigError, SnapshotPolicy};

@@ -15,6 +15,8 @@ use tonic::{Code, Status};
 
 /// Until somebody leads after the first start.
 const FIRST_ELECTION: Duration = Duration::from_secs(5);
+/// Until a metad that is to become a member has said who it is.
+const MEET: Duration = Duration::from_secs(2);
 /// Until the new one has the log.
 const CATCH_UP: Duration = Duration::from_secs(60);
 
@@ -34,6 +36,42 @@ pub struct Members {
 fn refuse(status: Code, code: u32, exit: u32, message: String, cause: &str, fix: &str) -> Status {
     let (cause, fix) = (cause.into(), fix.into());
     api::error::status(status, &ErrorDetail { code, message, cause, fix, leader: None, exit })
+}
+
+fn other_metad(text: String, cause: &str) -> Status {
+    refuse(Code::FailedPrecondition, 1904, 8, text, cause, "blockctl cluster status")
+}
+
+fn check_address(id: MetadId, address: &str) -> Result<(), Status> {
+    if crate::config::is_endpoint(address) {
+        return Ok(());
+    }
+    let text = format!("\"{address}\" is no address of metad {id}");
+    let fix = "write HOST:PORT, as in 10.0.0.1:7400";
+    Err(refuse(Code::InvalidArgument, 1913, 2, text, "the others must be able to reach it there", fix))
+}
+
+/// Members by their ids; each id and each address once.
+fn named(members: &[MetadMember]) -> Result<BTreeMap<MetadId, BasicNode>, Status> {
+    let mut nodes = BTreeMap::new();
+    let mut addresses = BTreeSet::new();
+    for m in members {
+        check_address(m.id, &m.address)?;
+        let twice = nodes.insert(m.id, BasicNode::new(&m.address)).is_some();
+        if twice || m.id == 0 || !addresses.insert(&m.address) {
+            let text = format!("metad {} at {} cannot be a member as it is named", m.id, m.address);
+            let cause = "ids are 1 and up, and each metad has its own id and address";
+            return Err(refuse(
+                Code::InvalidArgument,
+                1913,
+                2,
+                text,
+                cause,
+                "write each as ID=HOST:PORT, once",
+            ));
+        }
+    }
+    Ok(nodes)
 }
 
 impl Members {
@@ -96,10 +134,14 @@ impl Members {
     }
 
     /// Makes the first members a group, unless there is one, and waits until somebody leads it.
+    ///
+    /// A group's first members cannot be corrected afterwards: each is met before anything is written.
     pub async fn first(&self, members: &[MetadMember]) -> Result<(), Status> {
-        let mut nodes: BTreeMap<MetadId, BasicNode> =
-            members.iter().map(|m| (m.id, BasicNode::new(&m.address))).collect();
+        let mut nodes = named(members)?;
         nodes.entry(self.id).or_insert_with(|| BasicNode::new(&self.address));
+        if !self.raft.is_initialized().await.map_err(|e| Status::internal(e.to_string()))? {
+            self.meet_all(&nodes).await?;
+        }
         match self.raft.initialize(nodes).await {
             // Repeated, or the others were asked too: the group that exists counts.
             Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => {}
@@ -141,15 +183,39 @@ impl Members {
         self.change(ChangeMembers::AddVoterIds(BTreeSet::from([id]))).await
     }
 
+    /// All of them at once; the first refusal counts.
+    async fn meet_all(&self, nodes: &BTreeMap<MetadId, BasicNode>) -> Result<(), Status> {
+        let mut meetings = tokio::task::JoinSet::new();
+        for (id, node) in nodes {
+            let (me, id, address) = (self.clone(), *id, node.addr.clone());
+            meetings.spawn(async move {
+                let met = me.meet(id, &address).await?;
+                // Of another group that has no cluster yet, or of this one whose making was begun elsewhere.
+                if met.members.iter().any(|m| m.id != id) {
+                    let text = format!("metad {id} belongs to another group of metads");
+                    return Err(other_metad(text, "its state_dir is not empty"));
+                }
+                Ok(())
+            });
+        }
+        while let Some(met) = meetings.join_next().await {
+            met.map_err(|e| Status::internal(e.to_string()))??;
+        }
+        Ok(())
+    }
+
     /// The one that answers there must be the one that is meant, and of no other cluster.
-    async fn meet(&self, id: MetadId, address: &str) -> Result<(), Status> {
+    async fn meet(&self, id: MetadId, address: &str) -> Result<MetadAnswer, Status> {
+        check_address(id, address)?;
         let channel = channel(address).map_err(|e| Status::invalid_argument(e.to_string()))?;
         let unreachable = |e: Status| {
             let text = format!("metad {id} does not answer at {address}");
             refuse(Code::FailedPrecondition, 1903, 8, text, e.message(), "start it, and look at its log")
         };
         let mut client = ClusterServiceClient::new(channel);
-        let met = client.metad(MetadRequest {}).await.map_err(unreachable)?.into_inner();
+        let met = tokio::time::timeout(MEET, client.metad(MetadRequest {})).await;
+        let met = met.unwrap_or_else(|_| Err(Status::deadline_exceeded("it is silent")));
+        let met = met.map_err(unreachable)?.into_inner();
         let (text, cause) = if met.id != id {
             (
                 format!("at {address} runs metad {}, not {id}", met.id),
@@ -158,9 +224,9 @@ impl Members {
         } else if !met.cluster.is_empty() && met.cluster != cluster_bytes(&self.cluster) {
             (format!("metad {id} belongs to another cluster"), "its state_dir is not empty")
         } else {
-            return Ok(());
+            return Ok(met);
         };
-        Err(refuse(Code::FailedPrecondition, 1904, 8, text, cause, "blockctl cluster status"))
+        Err(other_metad(text, cause))
     }
 
     pub async fn remove(&self, id: MetadId) -> Result<(), Status> {

@@ -1,10 +1,10 @@
 //! Logs on stderr, one event a line, as logfmt or JSON. Repeats of one place in the code are rate-limited: what was
 //! left out is counted in the next line of that place.
 
-use crate::config::LogFormat;
+use crate::LogFormat;
+use crate::capped::Stderr;
 use std::collections::HashMap;
 use std::fmt::Write as _;
-use std::io::Write as _;
 use std::sync::Mutex;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tracing::field::{Field, Visit};
@@ -32,7 +32,7 @@ impl Reload {
 /// Sets up logging for the process.
 pub fn start(filter: &str, format: LogFormat) -> Reload {
     let (filter, handle) = reload::Layer::new(EnvFilter::new(filter));
-    let lines = Lines { format, places: Mutex::default() };
+    let lines = Lines { format, places: Mutex::default(), out: Mutex::new(Stderr::of_environment()) };
     let subscriber = Registry::default().with(filter).with(lines);
     // Fails only if it was set up before (tests): then that one stays.
     let _ = tracing::subscriber::set_global_default(subscriber);
@@ -42,6 +42,7 @@ pub fn start(filter: &str, format: LogFormat) -> Reload {
 struct Lines {
     format: LogFormat,
     places: Mutex<HashMap<tracing::callsite::Identifier, Place>>,
+    out: Mutex<Stderr>,
 }
 
 /// A token bucket.
@@ -90,8 +91,9 @@ impl<S: Subscriber> Layer<S> for Lines {
             LogFormat::Logfmt => logfmt(since, event.metadata(), &fields),
             LogFormat::Json => json(since, event.metadata(), &fields),
         };
-        // Nobody can be told that stderr is gone.
-        let _ = std::io::stderr().write_all(line.as_bytes());
+        if let Ok(mut out) = self.out.lock() {
+            out.write(line.as_bytes());
+        }
     }
 }
 
