@@ -196,7 +196,8 @@ fn client(channel: Channel) -> Client {
         .max_encoding_message_size(api::MESSAGE_MAX)
 }
 
-fn is_endpoint(text: &str) -> bool {
+/// `HOST:PORT`.
+pub(crate) fn is_endpoint(text: &str) -> bool {
     text.rsplit_once(':').is_some_and(|(host, port)| {
         !host.is_empty() && !host.contains(['/', ' ']) && port.parse::<u16>().is_ok_and(|p| p != 0)
     })

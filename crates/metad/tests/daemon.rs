@@ -80,7 +80,8 @@ fn config(log: &str) -> String {
 #[test]
 fn a_hangup_reads_the_configuration_again_and_ends_nothing() {
     let dir = tempfile::tempdir().unwrap();
-    let mut metad = Daemon::start(dir.path(), &config("info"), &["--log-format", "json"], 1 << 20);
+    let mut metad =
+        Daemon::start(dir.path(), &config("info,openraft=warn"), &["--log-format", "json"], 1 << 20);
     std::fs::write(dir.path().join("metad.toml"), config("debug,openraft=error")).unwrap();
     metad.signal(Signal::HUP);
     metad.logs("configuration read again");
@@ -100,7 +101,7 @@ fn a_hangup_reads_the_configuration_again_and_ends_nothing() {
 fn a_log_in_a_file_keeps_to_its_size_while_running() {
     const MAX: u64 = 2000;
     let dir = tempfile::tempdir().unwrap();
-    let metad = Daemon::start(dir.path(), &config("info"), &[], MAX);
+    let metad = Daemon::start(dir.path(), &config("info,openraft=warn"), &[], MAX);
     let old = dir.path().join("log.old");
     let begun = Instant::now();
     while !old.exists() {

@@ -1,6 +1,7 @@
 //! A list of named steps, each timed, with a table at the end.
 
 use anyhow::Result;
+use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
 /// How a step ended.
@@ -38,8 +39,15 @@ impl Steps {
 
     /// Prints the table; true if nothing failed.
     pub fn finish(self) -> bool {
-        let (mut passed, mut failed, mut skipped) = (0, 0, 0);
-        println!("\n{:<44} {:>8}  RESULT", "STEP", "SECONDS");
+        let (text, good) = self.report();
+        println!("{text}");
+        good
+    }
+
+    /// The table, the counts, and at the very end what was not looked at.
+    fn report(&self) -> (String, bool) {
+        let (mut passed, mut failed, mut skipped) = (0, 0, Vec::new());
+        let mut text = format!("\n{:<50} {:>8}  RESULT\n", "STEP", "SECONDS");
         for r in &self.rows {
             let result = match &r.result {
                 Ok(Outcome::Passed) => {
@@ -47,18 +55,41 @@ impl Steps {
                     "passed".to_owned()
                 }
                 Ok(Outcome::Skipped(why)) => {
-                    skipped += 1;
-                    format!("skipped: {why}")
+                    skipped.push(format!("SKIPPED in \"{}\": {why}", r.name));
+                    "skipped in part".to_owned()
                 }
                 Err(e) => {
                     failed += 1;
                     format!("FAILED: {}", e.to_string().lines().next().unwrap_or(""))
                 }
             };
-            println!("{:<44} {:>8.1}  {result}", r.name, r.took.as_secs_f64());
+            let _ = writeln!(text, "{:<50} {:>8.1}  {result}", r.name, r.took.as_secs_f64());
         }
-        println!("{:<44} {:>8.1}\n", "all", self.start.elapsed().as_secs_f64());
-        println!("{passed} passed, {failed} failed, {skipped} skipped");
-        failed == 0
+        let _ = writeln!(text, "{:<50} {:>8.1}\n", "all", self.start.elapsed().as_secs_f64());
+        let _ = write!(text, "{passed} passed, {failed} failed, {} skipped in part", skipped.len());
+        for line in skipped {
+            let _ = write!(text, "\n{line}");
+        }
+        (text, failed == 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_skipped_stands_at_the_end_and_fails_nothing() {
+        let mut s = Steps::new();
+        s.step("a", || Ok(Outcome::Skipped("no fio".into())));
+        s.step("b", || Ok(Outcome::Passed));
+        let (text, good) = s.report();
+        assert!(
+            good && text.ends_with("1 passed, 0 failed, 1 skipped in part\nSKIPPED in \"a\": no fio"),
+            "{text}"
+        );
+        s.step("c", || anyhow::bail!("broken"));
+        let (text, good) = s.report();
+        assert!(!good && text.contains("FAILED: broken"), "{text}");
     }
 }

@@ -2,6 +2,7 @@
 
 use super::output::{Format, Output};
 use super::size::Size;
+use crate::control::is_endpoint;
 use crate::dev::Signal;
 use crate::uri::Uri;
 use clap::{Args, CommandFactory, Parser, Subcommand};
@@ -86,7 +87,7 @@ pub enum ClusterVerb {
         #[arg(long)]
         id: u64,
         /// Where the others reach it.
-        #[arg(long, value_name = "HOST:PORT")]
+        #[arg(long, value_name = "HOST:PORT", value_parser = endpoint)]
         address: String,
     },
     /// Take a metad out of the cluster.
@@ -96,6 +97,8 @@ pub enum ClusterVerb {
     },
     /// How the cluster is.
     Status,
+    /// What lets nodes and metads join.
+    Token,
     /// Settings of the cluster.
     #[command(subcommand)]
     Config(ConfigVerb),
@@ -103,7 +106,12 @@ pub enum ClusterVerb {
 
 fn member(text: &str) -> Result<(u64, String), String> {
     let (id, address) = text.split_once('=').ok_or("write ID=HOST:PORT")?;
-    Ok((id.parse().map_err(|_| format!("\"{id}\" is no number"))?, address.to_owned()))
+    let number = id.parse().ok().filter(|n| *n > 0);
+    Ok((number.ok_or_else(|| format!("\"{id}\" is no id: they are 1 and up"))?, endpoint(address)?))
+}
+
+fn endpoint(text: &str) -> Result<String, String> {
+    if is_endpoint(text) { Ok(text.to_owned()) } else { Err(format!("\"{text}\" is not HOST:PORT")) }
 }
 
 #[derive(Subcommand, Debug)]
@@ -251,7 +259,15 @@ pub enum VolumeVerb {
         /// Seconds.
         #[arg(long, default_value_t = 3600)]
         timeout: u64,
+        /// Admin socket of the blockd that holds the volume's session, where it is not a cluster in a folder.
+        #[arg(long, default_value = "/run/blockd/admin.sock")]
+        socket: PathBuf,
     },
+}
+
+/// Up to a year: far enough, and far from where clocks end.
+fn seconds() -> clap::builder::RangedU64ValueParser {
+    clap::value_parser!(u64).range(0..=365 * 86_400)
 }
 
 #[derive(Args, Debug)]
@@ -265,12 +281,12 @@ pub struct LoadArgs {
     #[arg(long, required = true)]
     pub log: Option<PathBuf>,
     /// Connect again when the connection is lost, for so many seconds (60).
-    #[arg(long, value_name = "SECS", num_args = 0..=1, require_equals = true, default_missing_value = "60")]
+    #[arg(long, value_name = "SECS", num_args = 0..=1, require_equals = true, default_missing_value = "60", value_parser = seconds())]
     pub reconnect: Option<u64>,
     /// Writes in flight.
     #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub depth: u32,
-    #[arg(long, default_value_t = 10)]
+    #[arg(long, default_value_t = 10, value_parser = seconds())]
     pub secs: u64,
     /// Only the first bytes of the volume.
     #[arg(long)]
@@ -300,8 +316,9 @@ pub enum DevVerb {
         /// 3, unless the cluster exists.
         #[arg(long, value_parser = clap::value_parser!(u32).range(1..=99))]
         nodes: Option<u32>,
-        #[arg(long, default_value = "10GiB")]
-        drive_size: Size,
+        /// 10GiB, unless the cluster exists.
+        #[arg(long)]
+        drive_size: Option<Size>,
         /// A cluster setting.
         #[arg(long, value_name = "KEY=VALUE", value_parser = pair)]
         set: Vec<(String, String)>,
@@ -363,6 +380,8 @@ mod tests {
             "blockctl cluster config set down_out=20s",
             "blockctl dev kill metad-leader --signal stop",
             "blockctl load nbd+unix:///v?socket=/s --log /l --reconnect --secs 3",
+            "blockctl cluster token",
+            "blockctl cluster init --metad 2=10.0.0.2:7400 --metad 3=[::1]:7400",
             "blockctl load check nbd+unix:///v?socket=/s /l",
         ] {
             parse(line).unwrap_or_else(|e| panic!("{line}: {e}"));
@@ -373,6 +392,12 @@ mod tests {
             "blockctl load nbd+unix:///v?socket=/s",
             "blockctl --dir /x --endpoint a:1 volume ls",
             "blockctl c",
+            "blockctl cluster init --metad 2=10.0.0.2",
+            "blockctl cluster init --metad 0=10.0.0.2:7400",
+            "blockctl cluster init --metad 2=10.0.0.2:74000",
+            "blockctl cluster join t --id 2 --address m2",
+            "blockctl load nbd+unix:///v?socket=/s --log /l --secs 18446744073709551615",
+            "blockctl load nbd+unix:///v?socket=/s --log /l --reconnect=18446744073709551615",
         ] {
             assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");
         }

@@ -34,6 +34,7 @@ pub async fn run(context: &Context, verb: ClusterVerb) -> Result<Output, CliErro
             context.control()?.call(|mut c| async move { c.remove_metad(request).await }).await?;
             Ok(done("cluster.leave/1", format!("metad {id} is no member any more")))
         }
+        ClusterVerb::Token => token(context).await,
         ClusterVerb::Status => status(context).await,
         ClusterVerb::Config(verb) => config(context, verb).await,
     }
@@ -58,6 +59,12 @@ async fn init(context: &Context, name: String, metad: Vec<(u64, String)>) -> Res
     let cluster = hex(&made.cluster);
     let text = format!("cluster \"{name}\" is made\ncluster id  {cluster}\njoin token  {}\n", made.token);
     Ok(Output::new("cluster.init/1", json!({"name": name, "cluster": cluster, "token": made.token}), text))
+}
+
+async fn token(context: &Context) -> Result<Output, CliError> {
+    let token =
+        context.control()?.call(|mut c| async move { c.token(v1::TokenRequest {}).await }).await?.token;
+    Ok(Output::new("cluster.token/1", json!({"token": token}), format!("{token}\n")))
 }
 
 fn health(h: i32) -> &'static str {

@@ -39,8 +39,8 @@ impl Context {
     /// Before what cannot be undone: the name must be typed on a terminal, --yes is needed elsewhere. With --dry-run
     /// the answer is what would be done.
     pub fn confirm(&self, what: &str, name: &str) -> Result<Option<Output>, CliError> {
-        if self.global.dry_run {
-            return Ok(Some(Output::new("dry-run/1", json!({"would": what}), format!("would {what}\n"))));
+        if let Some(o) = self.dry(what) {
+            return Ok(Some(o));
         }
         if self.global.yes {
             return Ok(None);
@@ -57,8 +57,13 @@ impl Context {
 
     /// For what changes something: says what would be done.
     pub fn dry(&self, what: &str) -> Option<Output> {
-        let would = || Output::new("dry-run/1", json!({"would": what}), format!("would {what}\n"));
-        self.global.dry_run.then(would)
+        self.global.dry_run.then(|| self.would(what))
+    }
+
+    /// The answer to `--dry-run`.
+    #[expect(clippy::unused_self, reason = "beside `dry` and `confirm`")]
+    pub fn would(&self, what: &str) -> Output {
+        Output::new("dry-run/1", json!({"would": what}), format!("would {what}\n"))
     }
 }
 

@@ -4,22 +4,23 @@ use super::args::DevVerb;
 use super::context::{Context, done};
 use super::error::{CliError, exit};
 use super::output::{Output, Table, bytes};
-use crate::dev::{self, DevError, Folder, Options, Role};
+use crate::dev::{self, DevError, Folder, NODES, Options, Role};
 use serde_json::json;
-
-const NODES: u32 = 3;
 
 pub async fn run(context: &Context, verb: DevVerb) -> Result<Output, CliError> {
     let folder = context.folder()?;
     match verb {
         DevVerb::Up { nodes, drive_size, set } => {
-            let options =
-                Options { nodes: nodes.unwrap_or(NODES), drive_size: drive_size.bytes, settings: set };
-            let what = format!("start {} nodes in {}", options.nodes, folder.path().display());
+            let options = Options { nodes, drive_size: drive_size.map(|s| s.bytes), settings: set };
+            let many = match folder.shape() {
+                Ok(shape) => shape.nodes,
+                Err(_) => nodes.unwrap_or(NODES),
+            };
+            let what = format!("start {many} nodes in {}", folder.path().display());
             if let Some(o) = context.dry(&what) {
                 return Ok(o);
             }
-            let shape = dev::up(&folder, nodes, &options).await?;
+            let shape = dev::up(&folder, &options).await?;
             let dir = folder.path().display();
             let text = format!(
                 "{} nodes with drives of {} and 3 metads serve in {dir}\nnbd: nbd+unix:///VOLUME?socket={}\n",
@@ -34,10 +35,20 @@ pub async fn run(context: &Context, verb: DevVerb) -> Result<Output, CliError> {
             Ok(Output::new("dev.up/1", json, text))
         }
         DevVerb::Kill { who, signal } => {
+            if context.global.dry_run {
+                let names = dev::resolve(&folder, &who).await?.join(" ");
+                return Ok(context.would(&format!("send SIG{} to {names}", signal.word())));
+            }
             let hit = dev::kill(&folder, &who, signal).await?;
             Ok(names("dev.kill/1", "signalled", &hit))
         }
-        DevVerb::Start { who } => Ok(names("dev.start/1", "started", &dev::start(&folder, &who).await?)),
+        DevVerb::Start { who } => {
+            if context.global.dry_run {
+                let names = dev::resolve(&folder, &who).await?.join(" ");
+                return Ok(context.would(&format!("start {names}")));
+            }
+            Ok(names("dev.start/1", "started", &dev::start(&folder, &who).await?))
+        }
         DevVerb::Down { wipe } => {
             if wipe {
                 let what = format!("remove the cluster in {}", folder.path().display());
@@ -46,6 +57,9 @@ pub async fn run(context: &Context, verb: DevVerb) -> Result<Output, CliError> {
                 if let Some(o) = context.confirm(&what, &name)? {
                     return Ok(o);
                 }
+            }
+            if let Some(o) = context.dry(&format!("end all processes in {}", folder.path().display())) {
+                return Ok(o);
             }
             let hit = dev::down(&folder, wipe).await?;
             let text = format!(
@@ -100,12 +114,20 @@ impl From<DevError> for CliError {
         let new =
             |code, exit, cause: &str, fix: String| CliError::new(code, exit, message.clone(), cause, fix);
         match e {
-            DevError::Io { .. } => new(1950, exit::FAILURE, "the operating system refused it", String::new()),
+            DevError::Io { ref source, .. } => {
+                new(1950, exit::of_io(source), "the operating system refused it", String::new())
+            }
             DevError::NoCluster(dir) => new(
                 1951,
                 exit::NOT_FOUND,
                 "cluster.json is not there",
                 format!("blockctl --dir {} dev up --nodes 7", dir.display()),
+            ),
+            DevError::BrokenOff(dir) => new(
+                1964,
+                exit::STATE,
+                "another dev up makes it now, or one was killed while it did",
+                format!("blockctl --dir {} dev down --wipe", dir.display()),
             ),
             DevError::NotEmpty(_) => {
                 new(1952, exit::CONFLICT, "a cluster needs a folder of its own", "name another --dir".into())
@@ -126,7 +148,7 @@ impl From<DevError> for CliError {
                 1955,
                 exit::CONFLICT,
                 "the cluster in this folder was made with these",
-                "leave --nodes out, or wipe it: blockctl dev down --wipe".into(),
+                "leave --nodes and --drive-size out, or wipe it: blockctl dev down --wipe".into(),
             ),
             DevError::Binary(_) => new(
                 1956,
@@ -134,35 +156,42 @@ impl From<DevError> for CliError {
                 "the daemons are started from there",
                 "cargo build -p blockd -p metad -p client".into(),
             ),
-            DevError::Unknown { .. } => {
-                new(1957, exit::NOT_FOUND, "names are as in dev status", "blockctl dev status".into())
-            }
-            DevError::Ended { ref log, ref tail, .. } => new(
-                1958,
-                exit::FAILURE,
-                &format!("its log ends with\n{tail}"),
-                format!("less {}", log.display()),
-            ),
-            DevError::NotReady { ref log, .. } => {
-                new(1959, exit::FAILURE, "its log says more", format!("less {}", log.display()))
-            }
-            DevError::Immortal { pid, .. } => new(
-                1960,
-                exit::FAILURE,
-                "a system call of it does not return",
-                format!("look at /proc/{pid}/stack"),
-            ),
-            DevError::NoLeader => new(
-                1961,
-                exit::UNREACHABLE,
-                "an election is under way, or a majority is down",
-                "blockctl dev start all".into(),
-            ),
             DevError::Format { .. } => new(1962, exit::FAILURE, "blockd-format refused it", String::new()),
             DevError::Damaged(path) => {
                 new(1963, exit::FAILURE, "it was edited or torn", format!("look at {}", path.display()))
             }
             DevError::Control(e) => CliError::from(e),
+            of_processes => process_error(&of_processes),
         }
+    }
+}
+
+/// Of the processes in the folder.
+fn process_error(e: &DevError) -> CliError {
+    let message = e.to_string();
+    let new = |code, exit, cause: &str, fix: String| CliError::new(code, exit, message.clone(), cause, fix);
+    match e {
+        DevError::Unknown { .. } => {
+            new(1957, exit::NOT_FOUND, "names are as in dev status", "blockctl dev status".into())
+        }
+        DevError::Ended { log, tail, .. } => {
+            new(1958, exit::FAILURE, &format!("its log ends with\n{tail}"), format!("less {}", log.display()))
+        }
+        DevError::NotReady { log, .. } => {
+            new(1959, exit::FAILURE, "its log says more", format!("less {}", log.display()))
+        }
+        DevError::Immortal { pid, .. } => new(
+            1960,
+            exit::FAILURE,
+            "a system call of it does not return",
+            format!("look at /proc/{pid}/stack"),
+        ),
+        DevError::NoLeader => new(
+            1961,
+            exit::UNREACHABLE,
+            "an election is under way, or a majority is down",
+            "blockctl dev start all".into(),
+        ),
+        _ => new(1950, exit::FAILURE, "", String::new()),
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::control::ControlError;
 use std::fmt;
+use std::path::Path;
 
 /// Exit codes (docs/operations.md).
 pub mod exit {
@@ -10,11 +11,18 @@ pub mod exit {
     pub const NOT_FOUND: u8 = 3;
     pub const CONFLICT: u8 = 4;
     pub const STATE: u8 = 5;
+    pub const PERMISSION: u8 = 6;
     pub const FULL: u8 = 7;
     pub const PRECONDITION: u8 = 8;
     pub const UNREACHABLE: u8 = 20;
     pub const UNKNOWN_OUTCOME: u8 = 21;
     pub const INTERRUPTED: u8 = 130;
+
+    /// Of what the operating system refused.
+    #[must_use]
+    pub fn of_io(e: &std::io::Error) -> u8 {
+        if e.kind() == std::io::ErrorKind::PermissionDenied { PERMISSION } else { FAILURE }
+    }
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -65,8 +73,53 @@ impl CliError {
     }
     #[must_use]
     pub fn io(what: impl fmt::Display, e: &std::io::Error) -> CliError {
-        CliError::new(1930, exit::FAILURE, format!("{what}: {e}"), "the operating system refused it", "")
+        CliError::new(1930, exit::of_io(e), format!("{what}: {e}"), "the operating system refused it", "")
     }
+    /// Nobody answers at blockd's admin socket, or this user may not ask.
+    #[must_use]
+    pub fn admin(socket: &Path, e: &(dyn std::error::Error + 'static)) -> CliError {
+        if denied(e) {
+            return CliError::new(
+                1912,
+                exit::PERMISSION,
+                format!("{} is not for this user", socket.display()),
+                chain(e),
+                "repeat it as the user that blockd runs as, or as root",
+            );
+        }
+        CliError::new(
+            1908,
+            exit::UNREACHABLE,
+            format!("blockd does not answer at {}", socket.display()),
+            chain(e),
+            "start blockd, or name its socket with --socket",
+        )
+    }
+}
+
+/// An error and all that is behind it, each once.
+fn chain(e: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = e.to_string();
+    for cause in causes(e).skip(1) {
+        let cause = cause.to_string();
+        if !text.ends_with(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
+}
+
+fn causes<'a>(
+    e: &'a (dyn std::error::Error + 'static),
+) -> impl Iterator<Item = &'a (dyn std::error::Error + 'static)> {
+    std::iter::successors(Some(e), |e| e.source())
+}
+
+fn denied(e: &(dyn std::error::Error + 'static)) -> bool {
+    let io = |e: &(dyn std::error::Error + 'static)| {
+        e.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::PermissionDenied)
+    };
+    causes(e).any(io)
 }
 
 impl From<ControlError> for CliError {
@@ -116,6 +169,24 @@ mod tests {
             e.to_string(),
             "error[E1203]: volume \"v1\" is attached on n3 (epoch 41)\ncause: a guest uses it\nfix: detach it"
         );
+    }
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("transport error")]
+    struct Outer(#[source] std::io::Error);
+
+    #[test]
+    fn a_socket_of_another_user_is_no_daemon_that_is_down() {
+        let socket = Path::new("/run/blockd/admin.sock");
+        let e = CliError::admin(socket, &Outer(std::io::Error::from_raw_os_error(13)));
+        assert_eq!((e.code, e.exit), (1912, exit::PERMISSION));
+        assert!(e.cause.starts_with("transport error: Permission denied"), "{}", e.cause);
+        let e = CliError::admin(socket, &Outer(std::io::Error::from_raw_os_error(2)));
+        assert_eq!((e.code, e.exit), (1908, exit::UNREACHABLE));
+        assert!(e.cause.contains("No such file"), "{}", e.cause);
+        let denied = std::io::Error::from_raw_os_error(13);
+        assert_eq!(CliError::io("x", &denied).exit, exit::PERMISSION);
+        assert_eq!(CliError::from(crate::dev::DevError::Io { path: "x".into(), source: denied }).exit, 6);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! `load`: the client that remembers what it was told.
 
 use super::args::{LoadArgs, LoadVerb};
+use super::context::Context;
 use super::error::{CliError, exit};
 use super::output::Output;
 use crate::load::{CheckOptions, Options, check, run as run_load};
@@ -9,7 +10,7 @@ use serde::Serialize;
 use serde_json::Value;
 use std::time::Duration;
 
-pub fn run(args: LoadArgs) -> Result<Output, CliError> {
+pub fn run(context: &Context, args: LoadArgs) -> Result<Output, CliError> {
     if let Some(LoadVerb::Check { uri, log, flushed_only }) = args.check {
         let options = CheckOptions { uri, log, flushed_only, settings: Settings::default() };
         let report = check(&options).map_err(|e| failed(&e))?;
@@ -18,6 +19,10 @@ pub fn run(args: LoadArgs) -> Result<Output, CliError> {
     let (Some(uri), Some(log)) = (args.uri, args.log) else {
         return Err(CliError::usage("an export and a log are needed", "blockctl load URI --log FILE"));
     };
+    if let Some(o) = context.dry(&format!("write to {uri} for {} s, and log to {}", args.secs, log.display()))
+    {
+        return Ok(o);
+    }
     let mut options = Options::new(uri, log);
     options.reconnect = args.reconnect.map(Duration::from_secs);
     options.depth = usize::try_from(args.depth).expect("at most 4096");

@@ -19,6 +19,7 @@ use error::{CliError, exit};
 use output::Output;
 use std::io::Write;
 use std::process::ExitCode;
+use tokio::signal::unix::{SignalKind, signal};
 
 /// The whole program.
 #[must_use]
@@ -43,18 +44,24 @@ fn run(cli: Cli) -> Result<Output, CliError> {
     let context = Context::new(cli.global);
     match cli.noun {
         // Blocking clients of NBD.
-        Noun::Load(args) => load::run(args),
+        Noun::Load(args) => load::run(&context, args),
         Noun::Explain { code } => explain::run(&code),
         Noun::Completion { shell } => Ok(args::completion(shell)),
         noun => {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             let runtime = runtime.map_err(|e| CliError::io("the runtime", &e))?;
             runtime.block_on(async {
+                let mut terminate =
+                    signal(SignalKind::terminate()).map_err(|e| CliError::io("signals", &e))?;
+                let interrupted = || {
+                    let cause = "what was sent may still be done";
+                    CliError::new(1931, exit::INTERRUPTED, "interrupted", cause, "")
+                };
+                // What was begun cleans up after itself when it is dropped here.
                 tokio::select! {
                     result = ask(&context, noun) => result,
-                    _ = tokio::signal::ctrl_c() => Err(CliError::new(
-                        1931, exit::INTERRUPTED, "interrupted", "what was sent may still be done", "",
-                    )),
+                    _ = tokio::signal::ctrl_c() => Err(interrupted()),
+                    _ = terminate.recv() => Err(interrupted()),
                 }
             })
         }

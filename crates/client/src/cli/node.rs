@@ -279,18 +279,9 @@ pub async fn admin(context: &Context, node: Option<&str>, socket: PathBuf) -> Re
         }
         _ => socket,
     };
-    let unreached = |e: &dyn std::fmt::Display| {
-        CliError::new(
-            1908,
-            exit::UNREACHABLE,
-            format!("blockd does not answer at {}", socket.display()),
-            e.to_string(),
-            "start blockd, or name its socket with --socket",
-        )
-    };
-    let endpoint =
-        Endpoint::from_shared(format!("unix://{}", socket.display())).map_err(|e| unreached(&e))?;
-    endpoint.connect().await.map_err(|e| unreached(&e))
+    let endpoint = Endpoint::from_shared(format!("unix://{}", socket.display()));
+    let endpoint = endpoint.map_err(|e| CliError::admin(&socket, &e))?;
+    endpoint.connect().await.map_err(|e| CliError::admin(&socket, &e))
 }
 
 /// blockd's own words.

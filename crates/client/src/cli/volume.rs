@@ -8,12 +8,14 @@ use super::output::{Output, Table, ago, bytes, seconds};
 use super::size::Size;
 use crate::control::Control;
 use api::v1;
+use api::v1::blockd_admin_client::BlockdAdminClient;
 use api::v1::blockd_verify_client::BlockdVerifyClient;
 use serde_json::{Value, json};
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Write as _};
-use std::path::PathBuf;
+use std::path::Path;
 use std::time::{Duration, Instant};
+use tonic::transport::Channel;
 
 const LOOK: Duration = Duration::from_millis(50);
 /// A line of progress this often where nobody watches.
@@ -66,7 +68,9 @@ pub async fn run(context: &Context, verb: VolumeVerb) -> Result<Output, CliError
                 .await?;
             Ok(done("volume.delete/1", format!("volume {name} is deleted")))
         }
-        VolumeVerb::Verify { name, timeout } => verify(context, &name, Duration::from_secs(timeout)).await,
+        VolumeVerb::Verify { name, timeout, socket } => {
+            verify(context, &name, Duration::from_secs(timeout), &socket).await
+        }
     }
 }
 
@@ -392,10 +396,17 @@ const NOT_READY: u32 = 1204;
 const APPOINT: Duration = Duration::from_secs(30);
 
 /// A session that closes meanwhile (its guest has gone) leaves the volume to another one: that is asked anew.
-async fn verify(context: &Context, name: &str, timeout: Duration) -> Result<Output, CliError> {
+async fn verify(context: &Context, name: &str, timeout: Duration, socket: &Path) -> Result<Output, CliError> {
     let begun = Instant::now();
+    if context.global.dir.is_none() {
+        // Before anything is read: is it here that the session is?
+        let session = show(&context.control()?, name, 0).await?.volume.unwrap_or_default().session;
+        if let Some(s) = session.filter(|s| s.node_up) {
+            session_admin(context, name, s.node, socket).await?;
+        }
+    }
     loop {
-        let state = verify_once(context, name, timeout, begun).await?;
+        let state = verify_once(context, name, timeout, begun, socket).await?;
         if state.error.is_empty() || begun.elapsed() > timeout.min(APPOINT) {
             return Ok(verified(name, &state, begun.elapsed()));
         }
@@ -408,6 +419,7 @@ async fn verify_once(
     name: &str,
     timeout: Duration,
     begun: Instant,
+    socket: &Path,
 ) -> Result<v1::VerificationState, CliError> {
     let control = context.control()?;
     let request = request_id()?;
@@ -430,8 +442,7 @@ async fn verify_once(
             }
         }
     };
-    let socket = PathBuf::from("/run/blockd/admin.sock");
-    let mut admin = BlockdVerifyClient::new(admin(context, Some(&format!("n{node}")), socket).await?);
+    let mut admin = BlockdVerifyClient::new(session_admin(context, name, node, socket).await?);
     let mut progress = Progress::new();
     loop {
         let r = v1::VerificationRequest { request: request.clone() };
@@ -465,6 +476,46 @@ async fn verify_once(
         }
         tokio::time::sleep(LOOK).await;
     }
+}
+
+/// The blockd that holds the volume's session: in a folder any of them, else the one at the socket, if it is that one.
+async fn session_admin(context: &Context, name: &str, node: u32, socket: &Path) -> Result<Channel, CliError> {
+    let answer = admin(context, Some(&format!("n{node}")), socket.to_owned()).await;
+    if context.global.dir.is_some() {
+        return answer;
+    }
+    let here = match answer {
+        // No right to ask is no other node.
+        Err(e) if e.exit == exit::PERMISSION => return Err(e),
+        Err(e) => Err(e.message),
+        Ok(channel) => {
+            let mut blockd = BlockdAdminClient::new(channel.clone());
+            match blockd.status(v1::BlockdStatusRequest {}).await {
+                Ok(status) if status.get_ref().node == node => return Ok(channel),
+                Ok(status) => Err(format!("{} is {}'s", socket.display(), status.get_ref().name)),
+                Err(status) => Err(refused(&status).message),
+            }
+        }
+    };
+    let r = v1::ShowNodeRequest { node: format!("n{node}") };
+    let there = context
+        .control()?
+        .call(|mut c| {
+            let r = r.clone();
+            async move { c.show_node(r).await }
+        })
+        .await?;
+    here.map_err(|cause| elsewhere(name, &there, cause))
+}
+
+fn elsewhere(name: &str, node: &v1::Node, cause: String) -> CliError {
+    CliError::new(
+        1215,
+        exit::PRECONDITION,
+        format!("the session of volume \"{name}\" is on node {} ({})", node.name, node.data_address),
+        cause,
+        format!("on {}: blockctl volume verify {name}", node.name),
+    )
 }
 
 fn verified(name: &str, s: &v1::VerificationState, took: Duration) -> Output {

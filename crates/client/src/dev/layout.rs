@@ -1,7 +1,8 @@
 //! What lies where in a cluster's folder.
 //!
 //! ```text
-//! DIR/cluster.json      its shape, made last: without it there is no cluster here
+//! DIR/making.json       made first, removed last: with it alone the making was broken off
+//! DIR/cluster.json      its shape, made when all serve: without it there is no cluster here
 //! DIR/metad.addrs       addresses of the metads, for the nodes
 //! DIR/m1/               metad.toml, state/, log, pid
 //! DIR/n1/               blockd.toml, state/, drive0, nbd.sock, admin.sock, log, pid
@@ -43,6 +44,12 @@ impl Member {
         let letter = if self.role == Role::Metad { 'm' } else { 'n' };
         format!("{letter}{}", self.number)
     }
+}
+
+/// What is needed to remove what a `dev up` that was broken off has left.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Plan {
+    pub nodes: u32,
 }
 
 /// The cluster's shape.
@@ -106,6 +113,11 @@ impl Folder {
     }
 
     #[must_use]
+    pub fn making_file(&self) -> PathBuf {
+        self.dir.join("making.json")
+    }
+
+    #[must_use]
     pub fn metads() -> Vec<Member> {
         (1..=METADS).map(|number| Member { role: Role::Metad, number }).collect()
     }
@@ -113,7 +125,13 @@ impl Folder {
     /// All processes: metads first.
     #[must_use]
     pub fn members(shape: &Shape) -> Vec<Member> {
-        let nodes = (1..=shape.nodes).map(|number| Member { role: Role::Blockd, number });
+        Folder::planned(Plan { nodes: shape.nodes })
+    }
+
+    /// The processes of a cluster that was to be so.
+    #[must_use]
+    pub fn planned(plan: Plan) -> Vec<Member> {
+        let nodes = (1..=plan.nodes).map(|number| Member { role: Role::Blockd, number });
         Folder::metads().into_iter().chain(nodes).collect()
     }
 
@@ -125,11 +143,28 @@ impl Folder {
         let path = self.shape_file();
         let text = match std::fs::read_to_string(&path) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                return Err(DevError::NoCluster(self.dir.clone()));
+                let dir = self.dir.clone();
+                return Err(match self.making()? {
+                    Some(_) => DevError::BrokenOff(dir),
+                    None => DevError::NoCluster(dir),
+                });
             }
             other => other.map_err(io(&path))?,
         };
         serde_json::from_str(&text).map_err(|_| DevError::Damaged(path))
+    }
+
+    /// What is being made here, or was when it was broken off.
+    ///
+    /// # Errors
+    /// The file is damaged or cannot be read.
+    pub fn making(&self) -> Result<Option<Plan>, DevError> {
+        let path = self.making_file();
+        match std::fs::read_to_string(&path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(io(&path)(e)),
+            Ok(text) => serde_json::from_str(&text).map(Some).map_err(|_| DevError::Damaged(path)),
+        }
     }
 
     /// Where a metad listens, as it wrote down itself.

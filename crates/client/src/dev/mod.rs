@@ -10,8 +10,8 @@ mod up;
 
 pub use layout::{Folder, Role};
 pub use process::{Life, Record};
-pub use run::{Signal, down, kill, start, status};
-pub use up::{Options, up};
+pub use run::{Signal, down, kill, resolve, start, status};
+pub use up::{NODES, Options, up};
 
 use crate::control::ControlError;
 use std::path::PathBuf;
@@ -25,6 +25,8 @@ pub enum DevError {
     Io { path: PathBuf, source: std::io::Error },
     #[error("{0} holds no cluster")]
     NoCluster(PathBuf),
+    #[error("{0} holds a cluster that is not finished")]
+    BrokenOff(PathBuf),
     #[error("{0} is not empty, and holds no cluster")]
     NotEmpty(PathBuf),
     #[error("{path} has {len} bytes; a socket's path has at most {SOCKET_PATH_MAX}")]

@@ -9,8 +9,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// A log that has grown beyond this is put aside at the next start.
+/// A log that has grown beyond this is put aside: by the daemon while it runs, else at the next start.
 const LOG_MAX: u64 = 16 << 20;
+/// Where the daemons read that number (`edge::capped`).
+const LOG_MAX_VARIABLE: &str = "BLOCKD_LOG_MAX";
 /// Lines of a log that are shown where a process failed.
 const TAIL: usize = 12;
 
@@ -51,7 +53,7 @@ fn stat(pid: u32) -> Option<(char, u64)> {
 }
 
 impl Record {
-    fn of(pid: u32) -> Option<Record> {
+    pub(super) fn of(pid: u32) -> Option<Record> {
         stat(pid).map(|(_, started)| Record { pid, started })
     }
 
@@ -170,8 +172,13 @@ impl Started {
         command.arg("--config").arg(folder.config(m)).current_dir(folder.of(m));
         // Huge pages for its tables and buffers, which are touched at random (docs/operations.md).
         command.env("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1");
+        command.env(LOG_MAX_VARIABLE, LOG_MAX.to_string());
         command.stdin(Stdio::null()).stdout(log).stderr(errors).process_group(0);
-        let child = command.spawn().map_err(io(&program))?;
+        Started::of(folder, m, command.spawn().map_err(io(&program))?)
+    }
+
+    /// Writes down which process it is.
+    pub(super) fn of(folder: &Folder, m: Member, child: Child) -> Result<Started, DevError> {
         let ended = || DevError::Ended { name: m.name(), log: folder.log(m), tail: tail(folder, m) };
         let record = Record::of(child.id()).ok_or_else(ended)?;
         record.write(folder, m)?;

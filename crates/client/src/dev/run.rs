@@ -1,6 +1,6 @@
 //! The processes of a cluster that exists: start, signal, stop, show.
 
-use super::layout::{Folder, Member, Role, Shape};
+use super::layout::{Folder, Member, Plan, Role, Shape};
 use super::process::{Life, Record, Started};
 use super::{DevError, io};
 use crate::control::{self, Control};
@@ -27,6 +27,15 @@ pub enum Signal {
     Term,
 }
 impl Signal {
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Signal::Kill => "KILL",
+            Signal::Stop => "STOP",
+            Signal::Cont => "CONT",
+            Signal::Term => "TERM",
+        }
+    }
     fn raw(self) -> rustix::process::Signal {
         match self {
             Signal::Kill => rustix::process::Signal::KILL,
@@ -98,6 +107,19 @@ async fn leader(folder: &Folder) -> Result<Member, DevError> {
         }
         tokio::time::sleep(LOOK).await;
     }
+}
+
+/// The names that words stand for.
+///
+/// # Errors
+/// An unknown name, or no cluster in this folder.
+pub async fn resolve(folder: &Folder, words: &[String]) -> Result<Vec<String>, DevError> {
+    let shape = folder.shape()?;
+    let mut names = Vec::new();
+    for word in words {
+        names.extend(named(folder, &shape, word).await?.iter().map(|m| m.name()));
+    }
+    Ok(names)
 }
 
 /// Sends a signal to the named ones; after KILL and TERM waits until they are gone.
@@ -191,7 +213,11 @@ async fn start_all(
 /// # Errors
 /// A process that does not end even when killed.
 pub async fn down(folder: &Folder, wipe: bool) -> Result<Vec<String>, DevError> {
-    let shape = folder.shape()?;
+    let shape = match (folder.shape(), folder.making()?) {
+        // There is nothing to go on with.
+        (Err(DevError::BrokenOff(_)), Some(plan)) if wipe => return remove_broken_off(folder, plan),
+        (shape, _) => shape?,
+    };
     let mut ended = Vec::new();
     for role in [Role::Blockd, Role::Metad] {
         let members = Folder::members(&shape).into_iter().filter(|m| m.role == role);
@@ -210,10 +236,26 @@ pub async fn down(folder: &Folder, wipe: bool) -> Result<Vec<String>, DevError> 
             std::fs::remove_dir_all(&dir).map_err(io(&dir))?;
         }
         let _ = std::fs::remove_file(folder.addresses_file());
+        let _ = std::fs::remove_file(folder.making_file());
         std::fs::remove_file(folder.shape_file()).map_err(io(folder.shape_file()))?;
         // Stays if there is something else in it.
         let _ = std::fs::remove_dir(folder.path());
     }
+    Ok(ended)
+}
+
+/// What a `dev up` left that did not come to its end.
+fn remove_broken_off(folder: &Folder, plan: Plan) -> Result<Vec<String>, DevError> {
+    let mut ended = Vec::new();
+    for m in Folder::planned(plan) {
+        let Some(record) = Record::read(folder, m)?.filter(|r| r.life() != Life::Dead) else { continue };
+        record.signal(rustix::process::Signal::KILL).map_err(io(folder.of(m)))?;
+        if !record.wait(KILL_PATIENCE) {
+            return Err(DevError::Immortal { name: m.name(), pid: record.pid });
+        }
+        ended.push(m.name());
+    }
+    super::up::clean(folder, plan, false);
     Ok(ended)
 }
 

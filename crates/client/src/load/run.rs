@@ -193,9 +193,14 @@ pub fn run(options: &Options) -> Result<Report, LoadError> {
     Ok(runner.finish()?)
 }
 
+/// Never so far that the clock ends: a century is for ever.
+fn after(t: Instant, span: Duration) -> Instant {
+    t + span.min(Duration::from_secs(100 * 365 * 86_400))
+}
+
 /// With `reconnect` the first connection, too, is waited for.
 fn first_connection(options: &Options) -> Result<Client, LoadError> {
-    let deadline = Instant::now() + options.reconnect.unwrap_or_default();
+    let deadline = after(Instant::now(), options.reconnect.unwrap_or_default());
     loop {
         match Client::connect(&options.uri, options.settings) {
             Ok(client) => return Ok(client),
@@ -207,7 +212,7 @@ fn first_connection(options: &Options) -> Result<Client, LoadError> {
 
 impl Runner<'_> {
     fn work(&mut self) -> std::io::Result<()> {
-        let end = self.start + self.options.run_for;
+        let end = after(self.start, self.options.run_for);
         while self.report.lost.is_none() && (Instant::now() < end || !self.flights.is_empty()) {
             if Instant::now() < end {
                 self.fill();
@@ -355,7 +360,7 @@ impl Runner<'_> {
         self.flights.clear();
         self.busy.clear();
         self.flushing = false;
-        let deadline = Instant::now() + self.options.reconnect.unwrap_or_default();
+        let deadline = after(Instant::now(), self.options.reconnect.unwrap_or_default());
         let mut last = why.to_string();
         while Instant::now() < deadline {
             match Client::connect(&self.options.uri, self.options.settings) {

@@ -86,7 +86,7 @@ pub fn replica() -> Result<String> {
     volume(&c, "vol1", "1GiB")?;
     let mut figures = String::new();
     let victim = replicas(&c, "vol1")?.into_iter().find(|n| n != "n1").context("no replica but on n1")?;
-    let f = fio_verify(&c.uri(1, "vol1"), 20)?;
+    let f = fio_verify(&c.uri(1, "vol1"), 60)?;
     sleep(5);
     c.kill(&victim)?;
     let (ios, stall) = fio_end(f)?;
@@ -164,11 +164,14 @@ fn moved_bytes(c: &Cluster) -> Result<u64> {
         .with_context(|| format!("volume show has no resync.moved_bytes: {shown}"))
 }
 
+/// Until the load of a rolling restart ends: longer than seven restarts take, which is looked at.
+const ROLLING_SECS: u32 = 150;
+
 /// All nodes, one after the other, under load.
 fn rolling(c: &Cluster, figures: &mut String) -> Result<()> {
     let log = path(c, "rolling.log")?;
     let uri = c.uri(1, "vol1");
-    let l = load::start(c, &uri, &log, 90, &["--reconnect", "--depth", "8"])?;
+    let mut l = load::start(c, &uri, &log, ROLLING_SECS, &["--reconnect", "--depth", "8"])?;
     sleep(2);
     let start = Instant::now();
     for n in 1..=7 {
@@ -179,6 +182,11 @@ fn rolling(c: &Cluster, figures: &mut String) -> Result<()> {
         c.wait("vol1", "healthy", 60)?;
     }
     let took = start.elapsed().as_secs_f64();
+    if let Some(status) = l.try_wait()? {
+        bail!(
+            "the load ended ({status}) before the seventh restart was over, after {took:.0} s: nothing is shown"
+        );
+    }
     let report = load::finish(l)?;
     load::check(c, &uri, &log)?;
     c.ctl(&["volume", "verify", "vol1"])?;
