@@ -20,6 +20,7 @@ const USAGE: &str = "\
 cargo xtask COMMAND
 
   verify                 what CI runs: formatting, lints, tests, simulator seeds, end-to-end checks in short
+  e2e                    the end-to-end checks of verify, alone
   demo                   a cluster of seven nodes on this machine, a node killed under load, nothing lost
   prove [NAME..]         each claim shown in full: PASS or FAIL, and its figures
   bench [quick|idle]     4k and 1M through NBD on seven nodes beside the raw file; CPU of an idle cluster
@@ -42,6 +43,7 @@ fn run() -> Result<()> {
     std::env::set_current_dir(build::root())?;
     match args.first().map(String::as_str) {
         Some("verify") => verify::run(&rest),
+        Some("e2e") => verify::end_to_end_only(&rest),
         Some("demo") => demo::run(&rest),
         Some("bench") => bench::run(&rest),
         Some("prove") => prove::run(&rest),

@@ -48,6 +48,25 @@ fn ends(s: &mut Steps, missing: Option<&str>) {
     s.step("simulator: recorded seeds of the seeded bugs", || {
         sim::run(&["--bugs", "recorded"]).map(|()| Outcome::Passed)
     });
+    end_to_end(s, missing);
+}
+
+/// `cargo xtask e2e`: the end-to-end checks of `verify`, alone.
+pub fn end_to_end_only(args: &[&str]) -> Result<()> {
+    if !args.is_empty() {
+        bail!("e2e takes no arguments");
+    }
+    let missing = tools::install_clients();
+    let mut s = Steps::new();
+    end_to_end(&mut s, missing.as_deref());
+    if !s.finish() {
+        bail!("e2e failed");
+    }
+    Ok(())
+}
+
+/// Real processes, in short.
+fn end_to_end(s: &mut Steps, missing: Option<&str>) {
     let bins = match build::daemons(build::Profile::Dev) {
         Ok(b) => b,
         Err(e) => return s.step("building the daemons", || Err(e)),
