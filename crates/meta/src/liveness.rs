@@ -8,12 +8,15 @@ use crate::command::Op;
 use crate::model::DownCause;
 use crate::service::{OwnKey, Service};
 use crate::state::MetaState;
-use proto::control::{DriveStatus, SessionStatus, WatchUpdate};
+use proto::control::{DriveStatus, SessionState, SessionStatus, WatchUpdate};
 use proto::{BranchId, DriveId, Epoch, NodeId, ProcessNumber, Span, Time};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A session that its own node's heartbeats do not name for so long is released.
 pub(crate) const RELEASE_AFTER: Span = Span::secs(10);
+
+/// A session that still closes though it has none in Raft is told after so long.
+const CLOSING_WAIT: Span = Span::secs(3);
 
 /// What a node said last.
 #[derive(Clone, Debug)]
@@ -194,11 +197,30 @@ impl Service {
         let Some(heard) = self.liveness.heard.get(&node) else { return };
         let named: BTreeSet<(BranchId, Epoch)> = heard.sessions.iter().map(|s| (s.branch, s.epoch)).collect();
         let (process, now) = (heard.process, self.now);
-        for (branch, epoch) in &named {
-            let current = state.branches().get(branch).map(|b| b.epoch);
-            if current != Some(*epoch) {
-                let epoch = current.unwrap_or_else(|| epoch.next().unwrap_or(*epoch));
-                self.push(node, WatchUpdate::Fenced { branch: *branch, epoch });
+        let closing: BTreeSet<(BranchId, Epoch)> = heard
+            .sessions
+            .iter()
+            .filter(|s| s.state == SessionState::Closing)
+            .map(|s| (s.branch, s.epoch))
+            .collect();
+        for key in &named {
+            let (branch, epoch) = *key;
+            let row = state.branches().get(&branch);
+            let current = row.map(|b| b.epoch);
+            let over = match row {
+                // Detached or released, it holds nothing any more: nothing that it proposes would be applied. One
+                // that closes has not heard the answer to its detach; if it waits for something else, it waits in vain.
+                Some(r) if r.epoch == epoch && r.session.is_none() => {
+                    let since = *self.liveness.absent_since.entry(*key).or_insert(now);
+                    !closing.contains(key) || now.since(since) >= CLOSING_WAIT
+                }
+                Some(r) => r.epoch != epoch,
+                None => true,
+            };
+            if over {
+                let next = || epoch.next().unwrap_or(epoch);
+                let epoch = current.filter(|c| *c != epoch).unwrap_or_else(next);
+                self.push(node, WatchUpdate::Fenced { branch, epoch });
             }
         }
         for branch in state.sessions_on(node) {

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::fleet::{BEAT, Fleet, drive};
+use common::fleet::{Ask, BEAT, Fleet, drive};
 use meta::view::{Health, WaitFor};
 use meta::{
     AdminAnswer, AdminRefusal, AdminRequest, Op, Service, ServiceEffect, ServiceEvent, Setting, Token,
@@ -176,6 +176,20 @@ fn a_session_that_its_node_does_not_know_is_released() {
     assert!(f.state.branches()[&branch].session.is_some(), "an answer may be on its way");
     f.until("released", 5, |f| f.state.branches()[&branch].session.is_none());
     assert_eq!(f.try_guest(2, branch), None);
+}
+
+#[test]
+fn a_session_that_has_none_in_raft_is_told_so() {
+    let mut f = Fleet::new(3);
+    let branch = f.ready("v", 16);
+    f.guest(1, branch);
+    let epoch = f.state.branches()[&branch].epoch;
+    // Somebody has given its epoch back.
+    f.ask(NodeId(1), Ask::Other, MetaRequest::Detach { branch, epoch, clean: false });
+    assert!(f.state.branches()[&branch].session.is_none());
+    assert!(f.nodes[&NodeId(1)].sessions.contains_key(&branch), "it has not heard of it");
+    f.run(Span::secs(2));
+    assert!(f.nodes[&NodeId(1)].sessions.is_empty(), "told with its next heartbeat");
 }
 
 #[test]

@@ -10,7 +10,7 @@ use crate::node::{Endpoint, Node};
 use crate::seats::{Asked, Attaching, Client, Live, Phase, Seat, SeatId, error_of};
 use proto::control::{Attached, MetaAnswer, MetaRefusal, MetaRequest, SessionKind, VolumeRef};
 use proto::limits::{CLOSE_AFTER, OPEN_WAIT};
-use proto::{BranchId, Epoch, ExportId, Span, Time};
+use proto::{BranchId, Epoch, ExportId, RequestId, Span, Time};
 use std::collections::{BTreeMap, VecDeque};
 use volume::{CloseReason, GuestError, Session};
 
@@ -129,25 +129,35 @@ impl Node {
     // ------------------------------------------------------------------ metad
 
     fn ask_attach(&mut self, now: Time, id: SeatId) {
-        let token = self.desk.token(Use::Attach(id));
         let (node, process) = (self.params.node, self.params.process);
         let Some(seat) = self.seats.all.get_mut(&id) else { return };
         let force = seat.exports.values().any(|o| o.force && !o.opened);
         // An export that was open goes on: only over the disk as its clients know it.
         let after = seat.held.filter(|_| seat.exports.values().any(|o| o.opened));
         let Phase::Attaching(a) = &mut seat.phase else { return };
-        if let Some((older, _)) = a.asked.replace((token, now)) {
-            self.desk.forget(older);
-        }
+        // Older repeats of the question stay: the first answer that comes is the answer.
+        let token = self.desk.token(Use::Attach(id, a.request));
+        a.asked = Some((token, now));
         let (request, volume, kind) = (a.request, seat.volume.clone(), seat.kind);
         let force = force && !a.again;
         let request = MetaRequest::Attach { request, volume, node, process, kind, force, after };
         self.out.push_back(Effect::Meta { token, request });
     }
-    pub(crate) fn attach_answer(&mut self, now: Time, id: SeatId, token: u64, answer: MetaAnswer) {
-        let Some(seat) = self.seats.all.get_mut(&id) else { return self.give_back(now, answer) };
-        let Phase::Attaching(a) = &mut seat.phase else { return };
-        if a.asked.is_none_or(|(t, _)| t != token) {
+    pub(crate) fn attach_answer(
+        &mut self,
+        now: Time,
+        id: SeatId,
+        request: RequestId,
+        token: u64,
+        answer: MetaAnswer,
+    ) {
+        let attaching = match self.seats.all.get_mut(&id).map(|s| &mut s.phase) {
+            Some(Phase::Attaching(a)) if a.request == request => Some(a),
+            _ => None,
+        };
+        let Some(a) = attaching else { return self.give_back(now, answer) };
+        // That a repeat was not heard says nothing while a later one is under way.
+        if matches!(answer, MetaAnswer::Unavailable) && a.asked.is_some_and(|(t, _)| t != token) {
             return;
         }
         a.asked = None;
@@ -223,7 +233,8 @@ impl Node {
         }
         self.remove_seat(id, GuestError::Gone);
     }
-    /// An epoch that nobody here waits for any more is given back: the next session reconciles.
+    /// An epoch that nobody here waits for any more is given back: the next session reconciles. (Not one that lives
+    /// here: that is a repeat's answer, come late.)
     pub(crate) fn give_back(&mut self, now: Time, answer: MetaAnswer) {
         let MetaAnswer::Attached(a) = answer else { return };
         if self.seats.of_branch(a.branch).is_none_or(|(_, l)| l.epoch < a.epoch) {
@@ -323,9 +334,6 @@ impl Node {
     /// Everything that waits in the seat ends here.
     pub(crate) fn remove_seat(&mut self, id: SeatId, error: GuestError) {
         let Some(mut seat) = self.seats.all.remove(&id) else { return };
-        if let Phase::Attaching(Attaching { asked: Some((token, _)), .. }) = seat.phase {
-            self.desk.forget(token);
-        }
         let waiting = std::mem::take(&mut seat.flying).into_values().chain(std::mem::take(&mut seat.queue));
         for asked in waiting {
             self.complete(&asked, Err(error));

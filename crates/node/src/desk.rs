@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 /// Who waits for an answer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Use {
-    Attach(SeatId),
+    /// By the id of the request: whichever of its repeats is answered, the answer is the same.
+    Attach(SeatId, RequestId),
     /// A session's own question, with its token.
     Session(SeatId, Instance, u64),
     Heartbeat,

@@ -25,7 +25,7 @@ pub(crate) enum State {
 /// Whether metad has matched the openings.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Confirmation {
-    /// To be asked at this time; the question under way.
+    /// To be asked at this time; the newest question under way.
     Wanted(Time, Option<u64>),
     Done,
     /// Rolled back or copied: it does not serve.
@@ -242,14 +242,10 @@ impl Node {
                 }
             }
             let d = &self.drives[ix];
-            let (State::Open, Confirmation::Wanted(at, asked)) = (d.state, d.confirmation) else { continue };
+            let (State::Open, Confirmation::Wanted(at, _)) = (d.state, d.confirmation) else { continue };
             if at > now {
                 continue;
             }
-            if let Some(token) = asked {
-                self.desk.forget(token);
-            }
-            let d = &self.drives[ix];
             let opened = d.opened.as_ref().expect("open");
             let request = MetaRequest::DriveOpened {
                 node: self.params.node,
@@ -259,6 +255,7 @@ impl Node {
                 replicas: opened.replicas.clone(),
                 path: d.params.path.clone(),
             };
+            // Older repeats of the question stay: whichever is answered first.
             let token = self.ask_metad(Use::Opened(ix), request);
             self.drives[ix].confirmation = Confirmation::Wanted(now + ASK_AGAIN, Some(token));
         }
@@ -272,8 +269,13 @@ impl Node {
             d.erased_at = now;
         }
     }
-    pub(crate) fn drive_answer(&mut self, now: Time, ix: usize, answer: &MetaAnswer) {
+    pub(crate) fn drive_answer(&mut self, now: Time, ix: usize, token: u64, answer: &MetaAnswer) {
         let d = &mut self.drives[ix];
+        let Confirmation::Wanted(_, asked) = d.confirmation else { return };
+        // That a repeat was not heard says nothing while a later one is under way.
+        if matches!(answer, MetaAnswer::Unavailable) && asked != Some(token) {
+            return;
+        }
         match answer {
             MetaAnswer::DriveConfirmed { drive } if *drive == d.id() => {
                 d.confirmation = Confirmation::Done;

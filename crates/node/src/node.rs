@@ -357,16 +357,15 @@ impl Node {
     }
     fn meta_answer(&mut self, now: Time, token: u64, answer: MetaAnswer) {
         match self.desk.answered(token) {
-            Some(Use::Attach(seat)) => self.attach_answer(now, seat, token, answer),
+            Some(Use::Attach(seat, request)) => self.attach_answer(now, seat, request, token, answer),
             Some(Use::Session(seat, instance, token)) => {
                 self.jobs.push_back(Job::Session(seat, instance, volume::Event::Meta { token, answer }));
             }
-            Some(Use::Opened(drive)) => self.drive_answer(now, drive, &answer),
+            Some(Use::Opened(drive)) => self.drive_answer(now, drive, token, &answer),
             Some(Use::GiveBack(branch, epoch)) => self.given_back(now, branch, epoch, &answer),
             Some(Use::Erased(drive, count)) => self.erased_answer(now, drive, count, &answer),
             Some(Use::Heartbeat) => {}
-            // Nobody waits for it any more; but an epoch that was given is to be given back.
-            None => self.give_back(now, answer),
+            None => {}
         }
     }
     fn watch(&mut self, now: Time, update: WatchUpdate) {

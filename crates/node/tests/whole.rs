@@ -1,6 +1,8 @@
 //! The whole way: guest -> session -> stores of three nodes and back, over real bytes.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
+#[path = "whole/seats.rs"]
+mod seats;
 mod world;
 
 use node::event::Notice;

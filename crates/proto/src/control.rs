@@ -6,6 +6,7 @@ use crate::ids::{
     BranchId, ChunkIndex, ConfigNumber, DriveId, Epoch, Generation, Incarnation, LogIndex, NodeId, OpenId,
     ProcessNumber, RequestId, VolumeId,
 };
+use crate::time::Span;
 use crate::units::Geometry;
 use serde::{Deserialize, Serialize};
 
@@ -144,6 +145,19 @@ pub enum MetaRequest {
     Deleted { drive: DriveId, replicas: Vec<HeldReplica> },
     /// Volumes, for export lists and sizes. Answer: `Volumes`.
     Volumes { name: Option<String> },
+}
+
+impl MetaRequest {
+    /// How long an edge looks for an answer before it says `Unavailable`: longer where the answer is large.
+    #[must_use]
+    pub fn patience(&self) -> Span {
+        match self {
+            MetaRequest::Attach { .. } | MetaRequest::Created { .. } | MetaRequest::DriveOpened { .. } => {
+                Span::secs(3)
+            }
+            _ => Span::secs(1),
+        }
+    }
 }
 
 /// What a session needs to open.

@@ -35,7 +35,7 @@ pub enum MetadDue {
         token: u64,
         answer: MetaAnswer,
     },
-    /// The node's edge has waited for a second.
+    /// The node's edge has waited long enough.
     Timeout {
         host: HostIndex,
         life: u64,
@@ -104,8 +104,6 @@ pub struct Metad {
     seen: BTreeMap<(BranchId, ChunkIndex), Configuration>,
 }
 
-/// The edge of a node answers `Unavailable` when nothing has come for so long.
-const PATIENCE: Span = Span::secs(1);
 const CLUSTER: ClusterId = ClusterId(0x5107);
 
 impl Metad {
@@ -218,6 +216,7 @@ impl World {
     pub fn meta_request(&mut self, host: HostIndex, life: u64, token: u64, request: MetaRequest) {
         let m = &mut self.metad;
         m.waiting.insert((host, life, token));
+        let patience = request.patience();
         let after = m.delay();
         let passes = !m.no_requests.contains(&host);
         let heartbeat = matches!(request, MetaRequest::Heartbeat { .. });
@@ -231,7 +230,7 @@ impl World {
         if passes {
             self.put(after, Due::Metad(MetadDue::Request { host, life, token, request }));
         }
-        self.put(PATIENCE, Due::Metad(MetadDue::Timeout { host, life, token }));
+        self.put(patience, Due::Metad(MetadDue::Timeout { host, life, token }));
     }
 
     fn meta_arrives(&mut self, host: HostIndex, life: u64, token: u64, request: MetaRequest) {

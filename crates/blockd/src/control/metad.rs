@@ -1,4 +1,4 @@
-//! The client of metad: finds the leader among the addresses it knows, and gives up within a second.
+//! The client of metad: finds the leader among the addresses it knows, and gives up when its patience ends.
 //!
 //! An answer that did not come decides nothing: the node asks again. Whatever is repeated here is harmless to repeat.
 
@@ -38,16 +38,6 @@ pub enum CallError {
     Unavailable,
     #[error("metad refused: {0}")]
     Refused(String),
-}
-
-/// How long a call may take before `Unavailable`: a second, and more where the answer is large.
-fn limit(request: &MetaRequest) -> Duration {
-    match request {
-        MetaRequest::Attach { .. } | MetaRequest::Created { .. } | MetaRequest::DriveOpened { .. } => {
-            Duration::from_secs(3)
-        }
-        _ => Duration::from_secs(1),
-    }
 }
 
 impl Metad {
@@ -189,7 +179,7 @@ impl Metad {
     pub async fn call(&self, request: &MetaRequest) -> MetaAnswer {
         let bytes = postcard::to_stdvec(request).expect("plain data is encoded");
         let answer = self
-            .with_leader(limit(request), |mut c| {
+            .with_leader(Duration::from_nanos(request.patience().0), |mut c| {
                 let request = bytes.clone();
                 async move { c.call(NodeCall { request }).await }
             })

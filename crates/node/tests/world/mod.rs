@@ -47,6 +47,8 @@ pub struct World {
     wires: Vec<Wire>,
     next_link: u64,
     pub metad: Metad,
+    /// metad's answers take so long.
+    pub meta_delay: Span,
     /// Pairs that do not hear each other.
     pub cut: BTreeSet<(NodeId, NodeId)>,
     pub opened: BTreeMap<ExportId, ExportInfo>,
@@ -95,6 +97,7 @@ impl World {
             wires: vec![],
             next_link: 0,
             metad: Metad::new(n),
+            meta_delay: META,
             cut: BTreeSet::new(),
             opened: BTreeMap::new(),
             refused: BTreeMap::new(),
@@ -291,7 +294,7 @@ impl World {
             }
             Effect::Meta { token, request } => {
                 let answer = self.metad.handle(self.now, id, request);
-                self.put(META, id, Thing::Event(Event::Meta { token, answer }));
+                self.put(self.meta_delay, id, Thing::Event(Event::Meta { token, answer }));
             }
             Effect::ExportOpened { export, info } => drop(self.opened.insert(export, info)),
             Effect::ExportRefused { export, error } => drop(self.refused.insert(export, error)),
