@@ -183,8 +183,8 @@ impl Node {
         d.confirmation = Confirmation::Wanted(now, None);
         let branches: BTreeSet<_> = d.store.replicas().into_iter().map(|r| r.branch).collect();
         for branch in branches {
-            if let Some((epoch, holder)) = d.on_record(branch) {
-                self.granter.recorded(branch, epoch, holder);
+            if let Some((epoch, _)) = d.on_record(branch) {
+                self.granter.recorded(branch, epoch);
             }
         }
         self.by_drive.insert(drive, ix);

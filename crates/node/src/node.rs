@@ -454,7 +454,10 @@ impl Node {
     pub(crate) fn reply(&mut self, now: Time, node: NodeId, frame: ReplyFrame) {
         let event = |frame| volume::Event::Reply { node, frame };
         match frame.reply {
-            Reply::Leased { refused } => self.leased(now, node, frame.token, &refused),
+            Reply::Leased { refused, unknown } => {
+                let not = crate::lease::granter::NotCovered { refused, unknown };
+                self.leased(now, node, frame.token, &not);
+            }
             Reply::Revoke { branches } => self.revoked(node, branches),
             reply if frame.token & crate::pull::OWN_TOKEN != 0 => self.pulls.reply(now, frame.token, reply),
             reply @ (Reply::FlushBegun { .. } | Reply::FlushDone { .. } | Reply::DriveState { .. }) => {

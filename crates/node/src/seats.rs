@@ -185,8 +185,8 @@ impl Seats {
     }
 }
 
-/// What a session counts on (5.5): other nodes' leases as the holder has them; its own node's as long as no newer
-/// epoch has asked here.
+/// What a session counts on (5.5): other nodes' leases as the holder has them; its own node's as long as its epoch is
+/// the newest that is known here.
 pub(crate) struct Counted<'a> {
     pub me: NodeId,
     pub epoch: Epoch,
@@ -198,7 +198,7 @@ impl volume::Leases for Counted<'_> {
         if node != self.me {
             return self.holder.until(node, branch, self.epoch);
         }
-        if self.granter.known(branch) > self.epoch { Time::ZERO } else { Time::FAR }
+        if self.granter.known(branch) == self.epoch { Time::FAR } else { Time::ZERO }
     }
 }
 

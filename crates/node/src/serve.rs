@@ -4,7 +4,7 @@
 //! request that is about the node itself is answered here.
 
 use crate::event::{LinkId, Notice};
-use crate::lease::granter::Asking;
+use crate::lease::granter::{Asking, NotCovered};
 use crate::link::{Phase, Role};
 use crate::node::{Endpoint, Job, Node, PULLS};
 use crate::pull::Out;
@@ -115,8 +115,8 @@ impl Node {
     pub(crate) fn serve(&mut self, now: Time, source: Source, node: NodeId, frame: RequestFrame) {
         match &frame.request {
             Request::Lease { shown } => {
-                let refused = self.granter.lease(now, node, shown);
-                self.answer(now, source, frame.token, Scope::default(), Reply::Leased { refused });
+                let NotCovered { refused, unknown } = self.granter.lease(now, node, shown);
+                self.answer(now, source, frame.token, Scope::default(), Reply::Leased { refused, unknown });
             }
             Request::LeaseReturn { branches } => {
                 self.granter.returned(node, branches);
@@ -161,6 +161,10 @@ impl Node {
         };
         if let Some(refusal) = self.drives[ix].refuses() {
             return self.refuse(now, source, &frame, refusal);
+        }
+        // Both store the epoch: their session may count on our lease from then on (a fence has said so before).
+        if matches!(frame.request, Request::AttemptBegin { .. } | Request::Create { .. }) {
+            self.granter.recorded(frame.scope.branch, frame.scope.epoch);
         }
         self.drives[ix].sources.insert(source);
         self.jobs.push_back(Job::Store(ix, store::Event::Request { source, frame }));
@@ -261,8 +265,8 @@ impl Node {
             self.request(now, node, token, Request::Lease { shown });
         }
     }
-    pub(crate) fn leased(&mut self, now: Time, node: NodeId, token: u64, refused: &[BranchId]) {
-        let answered = self.holder.leased(now, node, token, refused);
+    pub(crate) fn leased(&mut self, now: Time, node: NodeId, token: u64, not: &NotCovered) {
+        let answered = self.holder.leased(now, node, token, not);
         for (branch, epoch) in answered.gained {
             if let Some((id, live)) = self.seats.of_branch(branch)
                 && live.epoch == epoch

@@ -66,14 +66,13 @@ impl Node {
         let running = self.granter.running(now);
         running.map(|(node, branch, epoch, time)| LeaseStatus { node, branch, epoch, time }).collect()
     }
-    /// Until when a session here may count on `node`'s lease; what the session itself is told.
+    /// Until when a session here may count on the lease of that drive's node; what the session itself is told.
     #[must_use]
-    pub fn lease_until(&self, node: NodeId, branch: BranchId) -> Time {
-        use volume::Leases as _;
+    pub fn lease_until(&self, drive: DriveId, branch: BranchId) -> Time {
         let Some((_, live)) = self.seats.of_branch(branch) else { return Time::ZERO };
         let (me, epoch) = (self.params.node, live.epoch);
         let (holder, granter) = (&self.holder, &self.granter);
-        crate::seats::Counted { me, epoch, holder, granter }.until(node, branch)
+        live.session.lease_until(drive, &crate::seats::Counted { me, epoch, holder, granter })
     }
     /// Peers with a connection of ours that is up.
     #[must_use]

@@ -325,7 +325,10 @@ fn reply(h: &Header, body: &[u8], payload: Payload) -> Result<Reply, FrameError>
             let (extents, bad) = whole(h, body)?;
             Reply::Verified { extents, bad }
         }
-        Kind::Leased => Reply::Leased { refused: whole(h, body)? },
+        Kind::Leased => {
+            let (refused, unknown) = whole(h, body)?;
+            Reply::Leased { refused, unknown }
+        }
         Kind::Revoke => Reply::Revoke { branches: whole(h, body)? },
         Kind::DriveState => {
             let (drive, failed, in_doubt) = whole(h, body)?;

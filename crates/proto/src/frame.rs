@@ -465,7 +465,7 @@ pub fn encode_reply(out: &mut Vec<u8>, frame: &ReplyFrame) {
         }
         Reply::Map { runs } => draft(out, Kind::MapDone).postcard(runs).end(),
         Reply::Verified { extents, bad } => draft(out, Kind::Verified).postcard(&(extents, bad)).end(),
-        Reply::Leased { refused } => draft(out, Kind::Leased).postcard(refused).end(),
+        Reply::Leased { refused, unknown } => draft(out, Kind::Leased).postcard(&(refused, unknown)).end(),
         Reply::Revoke { branches } => draft(out, Kind::Revoke).postcard(branches).end(),
         Reply::DriveState { drive, failed, in_doubt } => {
             draft(out, Kind::DriveState).postcard(&(drive, failed, in_doubt)).end();

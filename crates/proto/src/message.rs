@@ -253,10 +253,12 @@ pub enum Reply {
         /** Blocks that fail their checksum. */
         bad: Vec<u32>,
     },
-    /// The lease is renewed (its span counts from before the holder asked); these branches are not covered:
-    /// a newer epoch is known (or asking) here.
+    /// The lease is renewed (its span counts from before the holder asked), but not for these branches.
     Leased {
+        /** A newer epoch is known (or asking) here: the session is over. */
         refused: Vec<BranchId>,
+        /** The epoch is not known here (a drive is not open yet, or never had it): nothing is granted or decided. */
+        unknown: Vec<BranchId>,
     },
     /// Not asked for: a newer epoch asks for these branches; the older holder yields and sends `LeaseReturn`.
     Revoke {

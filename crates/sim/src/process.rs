@@ -49,7 +49,13 @@ impl World {
         self.trace.step(now, 6, host as u64, || format!("n{}: process started", host + 1));
         self.metad_connected(host, life);
         for d in drives {
-            self.input(host, life, Input::Event(Event::AddDrive(d)));
+            let add = Input::Event(Event::AddDrive(d));
+            if self.swarm.late_drives.0 == 0 {
+                self.input(host, life, add);
+            } else {
+                let after = Span(self.hosts[host].rng.below(self.swarm.late_drives.0));
+                self.put(after, Due::Input { host, life, input: add });
+            }
         }
     }
 

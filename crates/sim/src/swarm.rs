@@ -43,6 +43,8 @@ pub struct Swarm {
     pub journal: u64,
     /// Placed anew after so long; none: never within a seed.
     pub down_out: Option<Span>,
+    /// A process that starts is handed its drives up to so much later: peers and sessions are there before them.
+    pub late_drives: Span,
 }
 
 /// Faults that a seed draws; the others of the table happen along with these.
@@ -105,6 +107,7 @@ impl Swarm {
             tight,
             journal: rng.pick(&[1 << 19, 1 << 20, 2 << 20, 8 << 20]),
             down_out: rng.permille(300).then(|| Span::secs(rng.within(5, 12))),
+            late_drives: Span::millis(rng.pick(&[0, 0, 20, 400, 6000])),
         }
     }
 }

@@ -81,6 +81,7 @@ impl Session {
         let branch = self.branch;
         self.set_serving(d, hello.is_some_and(|h| h.serving));
         let x = &mut self.drives[d];
+        x.open = hello.is_some();
         x.failed = hello.is_some_and(|h| h.failed);
         let doubt = hello.is_some_and(|h| h.in_doubt.contains(&branch));
         // The replica has forgotten what it granted on the old connection.

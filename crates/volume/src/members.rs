@@ -42,6 +42,9 @@ pub(crate) struct Node {
 pub(crate) struct Drive {
     pub id: DriveId,
     pub node: usize,
+    /// The node's present process has it open (the last greeting said so): only then its lease says anything of what the
+    /// drive knows.
+    pub open: bool,
     /// As the drive last said: it is there and serves.
     pub serving: bool,
     /// Since when it serves, or does not.

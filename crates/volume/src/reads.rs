@@ -250,8 +250,14 @@ impl Session {
     pub(crate) fn lease_missing(&self, chunk: u32, leases: &dyn Leases) -> Option<usize> {
         let c = &self.chunks[chunk as usize];
         slots(c.required)
-            .map(|s| self.drives[c.slots[s].drive].node)
-            .find(|&n| leases.until(self.nodes[n].id, self.branch) <= self.now)
+            .map(|s| c.slots[s].drive)
+            .find(|&d| !self.lease_held(d, leases))
+            .map(|d| self.drives[d].node)
+    }
+    /// The lease of the drive's node, which knows what this drive knows.
+    pub(crate) fn lease_held(&self, drive: usize, leases: &dyn Leases) -> bool {
+        let d = &self.drives[drive];
+        d.open && leases.until(self.nodes[d.node].id, self.branch) > self.now
     }
 
     pub(crate) fn answer_reads(&mut self, leases: &dyn Leases) {

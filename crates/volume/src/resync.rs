@@ -126,7 +126,7 @@ impl Session {
             Step::Required => {
                 let a = &self.attempts[&chunk];
                 let drive = self.chunks[chunk as usize].slots[target].drive;
-                let leased = leases.until(self.nodes[self.drives[drive].node].id, self.branch) > self.now;
+                let leased = self.lease_held(drive, leases);
                 let flushed = !a.awaits_flush() || self.bugs.has(|b| b.flush_misses_target);
                 let ready = self.linked(drive) && flushed && leased;
                 if ready && self.chunks[chunk as usize].undecided.is_none() {

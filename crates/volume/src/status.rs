@@ -4,7 +4,9 @@ use crate::event::{Leases, Notice, WaitReason};
 use crate::members::{Mask, slots};
 use crate::session::{Phase, Session};
 use proto::control::{SessionKind, SessionState, SessionStatus};
-use proto::{BranchId, Configuration, DriveId, Epoch, Geometry, Marks, MemberState, Place, Span, Version};
+use proto::{
+    BranchId, Configuration, DriveId, Epoch, Geometry, Marks, MemberState, Place, Span, Time, Version,
+};
 
 /// A wait shorter than this is not worth a word.
 const WORTH: Span = Span::millis(200);
@@ -95,6 +97,14 @@ impl Session {
     #[must_use]
     pub fn required(&self, chunk: u32) -> Vec<Place> {
         self.places(chunk, self.chunks[chunk as usize].required)
+    }
+    /// Until when reads of what lies on this drive may count on its node's lease.
+    #[must_use]
+    pub fn lease_until(&self, drive: DriveId, leases: &dyn Leases) -> Time {
+        match self.drive_ix.get(&drive).map(|&d| &self.drives[d]) {
+            Some(d) if d.open => leases.until(self.nodes[d.node].id, self.branch),
+            _ => Time::ZERO,
+        }
     }
     /// Whom reads and `min_in_sync` count on.
     #[must_use]
@@ -191,7 +201,10 @@ impl Session {
         }
         let unanswered = self.unanswered_reads;
         for n in 0..self.nodes.len() {
-            let held = leases.until(self.nodes[n].id, self.branch) > self.now;
+            let held = self.nodes[n]
+                .drives
+                .iter()
+                .all(|&d| self.drives[d].required == 0 || self.lease_held(d, leases));
             if held || !unanswered {
                 self.nodes[n].lease_wanted = None;
             }

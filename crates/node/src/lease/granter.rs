@@ -1,9 +1,10 @@
 //! The replica's side: who may serve reads counting on us, and when a newer epoch is let in.
 //!
 //! Owns, per node, which branches its lease covers and when each was last granted; the newest epoch that
-//! has asked here, per branch; and since when this process runs. Never talks to a drive: the node hands a fence
+//! is known here, per branch; and since when this process runs. Never talks to a drive: the node hands a fence
 //! to the store once `clear_at` says that it may.
-//! Invariant: a fence of a newer epoch reaches a store only when no other node's lease for the branch can
+//! Invariants: a lease is granted only to the epoch that is known here: of what is not known (a drive is not open yet)
+//! nothing is granted. A fence of a newer epoch reaches a store only when no other node's lease for the branch can
 //! still be counted on: returned, run out (3.03 s after the last grant), or held by an older process of the
 //! same node. What processes before this one granted has run out 3.03 s after our start.
 
@@ -29,8 +30,17 @@ pub(crate) struct Granter {
     started: Time,
     bugs: Seeded,
     grantees: BTreeMap<NodeId, Grantee>,
-    /// The newest epoch that has asked here, and whose it is.
-    known: Map<BranchId, (Epoch, NodeId)>,
+    /// The newest epoch that has asked here, or that a drive has on record.
+    known: Map<BranchId, Epoch>,
+}
+
+/// What a lease does not cover.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub(crate) struct NotCovered {
+    /// A newer epoch is known.
+    pub refused: Vec<BranchId>,
+    /// The epoch shown is not known.
+    pub unknown: Vec<BranchId>,
 }
 
 /// A fence as the leases see it.
@@ -51,16 +61,14 @@ impl Granter {
     pub fn set_bugs(&mut self, bugs: Seeded) {
         self.bugs = bugs;
     }
-    /// The newest epoch of the branch that has asked here.
+    /// The newest epoch of the branch that is known here; zero: none.
     pub fn known(&self, branch: BranchId) -> Epoch {
-        self.known.get(&branch).map_or(Epoch(0), |k| k.0)
+        self.known.get(&branch).copied().unwrap_or(Epoch(0))
     }
-    /// What a drive had on record when it was opened.
-    pub fn recorded(&mut self, branch: BranchId, epoch: Epoch, holder: NodeId) {
-        let known = self.known.entry(branch).or_insert((epoch, holder));
-        if known.0 < epoch {
-            *known = (epoch, holder);
-        }
+    /// What a drive had on record when it was opened, or is about to have.
+    pub fn recorded(&mut self, branch: BranchId, epoch: Epoch) {
+        let known = self.known.entry(branch).or_insert(epoch);
+        *known = epoch.max(*known);
     }
     /// A connection of this process is the newest: what an older process of that node held is returned.
     pub fn connected(&mut self, node: NodeId, process: ProcessNumber) {
@@ -70,19 +78,21 @@ impl Granter {
             grantee.process = process;
         }
     }
-    /// `node` asks for its lease; the branches for which a newer epoch is known are refused.
-    pub fn lease(&mut self, now: Time, node: NodeId, shown: &[(BranchId, Epoch)]) -> Vec<BranchId> {
+    /// `node` asks for its lease.
+    pub fn lease(&mut self, now: Time, node: NodeId, shown: &[(BranchId, Epoch)]) -> NotCovered {
         let grantee = self.grantees.entry(node).or_default();
-        let mut refused = Vec::new();
+        let mut not = NotCovered::default();
         for &(branch, epoch) in shown {
-            if self.known.get(&branch).is_some_and(|k| k.0 > epoch) {
-                refused.push(branch);
-            } else {
-                grantee.covers.insert(branch, Cover { epoch, granted: now });
+            match self.known.get(&branch) {
+                Some(known) if *known > epoch => not.refused.push(branch),
+                Some(known) if *known == epoch => {
+                    grantee.covers.insert(branch, Cover { epoch, granted: now });
+                }
+                _ => not.unknown.push(branch),
             }
         }
         grantee.covers.retain(|_, c| now < c.granted + LEASE_WAIT);
-        refused
+        not
     }
     pub fn returned(&mut self, node: NodeId, branches: &[BranchId]) {
         if let Some(grantee) = self.grantees.get_mut(&node) {
@@ -94,7 +104,7 @@ impl Granter {
     /// A newer epoch asks: from here on the older ones get no lease. Returns the nodes whose lease covers the
     /// branch: they are to be told.
     pub fn asks(&mut self, now: Time, asking: Asking) -> Vec<NodeId> {
-        self.recorded(asking.branch, asking.epoch, asking.holder);
+        self.recorded(asking.branch, asking.epoch);
         self.in_the_way(now, asking).map(|(node, _)| node).collect()
     }
     fn in_the_way(&self, now: Time, asking: Asking) -> impl Iterator<Item = (NodeId, Cover)> + '_ {
@@ -137,7 +147,12 @@ mod tests {
     const B: BranchId = BranchId(7);
     const LATE: Time = Time(10_000_000_000);
     fn granter() -> Granter {
-        Granter::new(Time::ZERO, Seeded::default())
+        let mut g = Granter::new(Time::ZERO, Seeded::default());
+        g.recorded(B, Epoch(1));
+        g
+    }
+    fn refused() -> NotCovered {
+        NotCovered { refused: vec![B], unknown: vec![] }
     }
     fn ask(epoch: u32, holder: u32) -> Asking {
         let on_record = Some((Epoch(1), NodeId(1)));
@@ -147,13 +162,28 @@ mod tests {
     #[test]
     fn a_newer_epoch_waits_until_the_older_lease_has_run_out() {
         let mut g = granter();
-        assert_eq!(g.lease(LATE, NodeId(1), &[(B, Epoch(1))]), []);
+        assert_eq!(g.lease(LATE, NodeId(1), &[(B, Epoch(1))]), NotCovered::default());
         let later = LATE + Span::millis(500);
         assert_eq!(g.asks(later, ask(2, 2)), [NodeId(1)]);
         assert_eq!(g.clear_at(later, ask(2, 2)), LATE + LEASE_WAIT);
-        assert_eq!(g.lease(later, NodeId(1), &[(B, Epoch(1))]), [B], "no renewal for the older epoch");
+        assert_eq!(g.lease(later, NodeId(1), &[(B, Epoch(1))]), refused(), "no renewal for the older epoch");
         assert_eq!(g.clear_at(later, ask(2, 2)), LATE + LEASE_WAIT);
         assert_eq!(g.clear_at(LATE + LEASE_WAIT, ask(2, 2)), LATE + LEASE_WAIT);
+    }
+
+    #[test]
+    fn what_is_not_known_here_is_neither_granted_nor_refused() {
+        let mut g = Granter::new(Time::ZERO, Seeded::default());
+        let unknown = NotCovered { refused: vec![], unknown: vec![B] };
+        assert_eq!(g.lease(LATE, NodeId(1), &[(B, Epoch(2))]), unknown, "no drive has said anything yet");
+        g.recorded(B, Epoch(1));
+        assert_eq!(g.lease(LATE, NodeId(1), &[(B, Epoch(2))]), unknown, "nor does an older record say it");
+        assert_eq!(g.running(LATE).count(), 0);
+        g.recorded(B, Epoch(2));
+        assert_eq!(g.lease(LATE, NodeId(1), &[(B, Epoch(2))]), NotCovered::default());
+        assert_eq!(g.running(LATE).count(), 1);
+        g.recorded(B, Epoch(3));
+        assert_eq!(g.lease(LATE, NodeId(1), &[(B, Epoch(2))]), refused());
     }
 
     #[test]

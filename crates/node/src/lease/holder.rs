@@ -4,6 +4,7 @@
 //! and not answered, and until when each branch is covered. The span counts from before we asked, and is given
 //! up at 2.7 s. Never extends anything by itself: only an answer does.
 
+use super::granter::NotCovered;
 use proto::limits::{LEASE_HELD, LEASE_RENEW};
 use proto::{BranchId, Epoch, NodeId, Time};
 use std::collections::{BTreeMap, VecDeque};
@@ -88,7 +89,7 @@ impl Holder {
         lessor.asked.push_back(Asked { token, at: now, shown: shown.clone() });
         shown
     }
-    pub fn leased(&mut self, now: Time, node: NodeId, token: u64, refused: &[BranchId]) -> Answered {
+    pub fn leased(&mut self, now: Time, node: NodeId, token: u64, not: &NotCovered) -> Answered {
         let mut answered = Answered::default();
         let Some(lessor) = self.lessors.get_mut(&node) else { return answered };
         let Some(at) = lessor.asked.iter().position(|a| a.token == token) else { return answered };
@@ -98,7 +99,11 @@ impl Holder {
             if lessor.shows.get(&branch) != Some(&epoch) {
                 continue;
             }
-            if refused.contains(&branch) {
+            // It is shown again next time: what was granted before runs out by itself.
+            if not.unknown.contains(&branch) {
+                continue;
+            }
+            if not.refused.contains(&branch) {
                 lessor.shows.remove(&branch);
                 lessor.covers.remove(&branch);
                 answered.refused.push((branch, epoch));
@@ -163,12 +168,12 @@ mod tests {
         assert_eq!(h.ask(NOW, N, 1), [(B, E)]);
         assert_eq!(h.due(NOW), []);
         let later = NOW + Span::millis(400);
-        assert_eq!(h.leased(later, N, 1, &[]).gained, [(B, E)]);
+        assert_eq!(h.leased(later, N, 1, &NotCovered::default()).gained, [(B, E)]);
         assert_eq!(h.until(N, B, E), NOW + LEASE_HELD);
         assert_eq!(h.until(N, B, Epoch(4)), Time::ZERO);
         assert_eq!(h.due(NOW + LEASE_RENEW), [N]);
         h.ask(NOW + LEASE_RENEW, N, 2);
-        assert_eq!(h.leased(NOW + LEASE_RENEW, N, 2, &[]), Answered::default());
+        assert_eq!(h.leased(NOW + LEASE_RENEW, N, 2, &NotCovered::default()), Answered::default());
         assert_eq!(h.until(N, B, E), NOW + LEASE_RENEW + LEASE_HELD);
     }
 
@@ -176,16 +181,26 @@ mod tests {
     fn an_answer_that_comes_too_late_gains_nothing() {
         let mut h = shown();
         h.ask(NOW, N, 1);
-        assert_eq!(h.leased(NOW + LEASE_HELD, N, 1, &[]), Answered::default());
+        assert_eq!(h.leased(NOW + LEASE_HELD, N, 1, &NotCovered::default()), Answered::default());
     }
 
     #[test]
     fn a_refused_branch_is_not_held() {
         let mut h = shown();
         h.ask(NOW, N, 1);
-        assert_eq!(h.leased(NOW, N, 1, &[B]).refused, [(B, E)]);
+        assert_eq!(h.leased(NOW, N, 1, &NotCovered { refused: vec![B], unknown: vec![] }).refused, [(B, E)]);
         assert_eq!(h.until(N, B, E), Time::ZERO);
         assert_eq!(h.due(NOW + LEASE_RENEW), []);
+    }
+
+    #[test]
+    fn what_is_unknown_there_is_neither_held_nor_over() {
+        let mut h = shown();
+        h.ask(NOW, N, 1);
+        let unknown = NotCovered { refused: vec![], unknown: vec![B] };
+        assert_eq!(h.leased(NOW, N, 1, &unknown), Answered::default());
+        assert_eq!(h.until(N, B, E), Time::ZERO);
+        assert_eq!(h.ask(NOW + LEASE_RENEW, N, 2), [(B, E)], "shown again");
     }
 
     #[test]
@@ -193,7 +208,7 @@ mod tests {
         let mut h = shown();
         h.ask(NOW, N, 1);
         h.revoked(N, B, Epoch(4));
-        assert_eq!(h.leased(NOW, N, 1, &[]), Answered::default());
+        assert_eq!(h.leased(NOW, N, 1, &NotCovered::default()), Answered::default());
         assert_eq!(h.until(N, B, E), Time::ZERO);
     }
 
@@ -203,7 +218,7 @@ mod tests {
         h.ask(NOW, N, 1);
         assert_eq!(h.forget(B), [N]);
         h.show(NOW, N, B, Epoch(5));
-        assert_eq!(h.leased(NOW, N, 1, &[]), Answered::default());
+        assert_eq!(h.leased(NOW, N, 1, &NotCovered::default()), Answered::default());
         assert_eq!(h.until(N, B, Epoch(5)), Time::ZERO);
     }
 
@@ -213,7 +228,7 @@ mod tests {
         h.ask(NOW, N, 1);
         h.disconnected(N);
         h.connected(N, NOW);
-        assert_eq!(h.leased(NOW, N, 1, &[]), Answered::default());
+        assert_eq!(h.leased(NOW, N, 1, &NotCovered::default()), Answered::default());
         assert_eq!(h.due(NOW), [N], "asked again at once");
     }
 }

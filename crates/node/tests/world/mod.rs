@@ -47,6 +47,8 @@ pub struct World {
     wires: Vec<Wire>,
     next_link: u64,
     pub metad: Metad,
+    /// A process that starts is handed its drives so much later.
+    pub drives_late: Span,
     /// metad's answers take so long.
     pub meta_delay: Span,
     /// Pairs that do not hear each other.
@@ -98,6 +100,7 @@ impl World {
             next_link: 0,
             metad: Metad::new(n),
             meta_delay: META,
+            drives_late: Span(0),
             cut: BTreeSet::new(),
             opened: BTreeMap::new(),
             refused: BTreeMap::new(),
@@ -143,7 +146,7 @@ impl World {
                 path: format!("n{n}/drive{i}"),
                 opening: OpenId(process.0 << 16 | u64::from(n) << 8 | i as u64),
             };
-            self.put(Span(0), id, Thing::Event(Event::AddDrive(params)));
+            self.put(self.drives_late, id, Thing::Event(Event::AddDrive(params)));
         }
         self.stopped.remove(&id);
         for update in self.metad.first_updates(id) {

@@ -247,8 +247,9 @@ fn reply_of() -> impl Strategy<Value = Reply> {
         runs().prop_map(|runs| Reply::Map { runs }),
         (prop::collection::vec(any::<(u32, u64)>(), 0..5), any::<Vec<u32>>())
             .prop_map(|(extents, bad)| Reply::Verified { extents, bad }),
-        prop::collection::vec(any::<u64>().prop_map(BranchId), 0..9)
-            .prop_map(|refused| Reply::Leased { refused }),
+        [(); 2]
+            .map(|()| prop::collection::vec(any::<u64>().prop_map(BranchId), 0..9))
+            .prop_map(|[refused, unknown]| Reply::Leased { refused, unknown }),
         prop::collection::vec((any::<u64>(), any::<u32>()), 0..9).prop_map(|v| Reply::Revoke {
             branches: v.into_iter().map(|(b, e)| (BranchId(b), Epoch(e))).collect()
         }),

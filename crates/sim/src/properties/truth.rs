@@ -56,7 +56,7 @@ impl World {
         let Some(node) = self.hosts[host].node.as_ref() else { return false };
         let now = self.hosts[host].clock.local(self.now);
         let required = self.session(host, branch).map(|s| s.required(chunk.0)).unwrap_or_default();
-        !required.is_empty() && required.iter().all(|p| node.lease_until(p.node, branch) > now)
+        !required.is_empty() && required.iter().all(|p| node.lease_until(p.drive, branch) > now)
     }
     #[must_use]
     pub fn session_epoch(&self, host: HostIndex, branch: BranchId) -> Option<Epoch> {
