@@ -22,7 +22,8 @@ struct Pages(Vec<Page>);
 /// Largest piece that is kept, blocks: an extent.
 const KEPT_BLOCKS: usize = 16;
 /// Blocks that a thread keeps: as many as wait in a journal at once, for they come back in thousands.
-const KEPT_IN_ALL: usize = (crate::limits::JOURNAL_MAX / BLOCK as u64) as usize;
+const KEPT_IN_ALL: usize = 256 << 10;
+const _: () = assert!(KEPT_IN_ALL as u64 * BLOCK as u64 == crate::limits::JOURNAL_MAX);
 /// Blocks that `trim` gives back at once: few, for it is called between I/Os.
 const TRIM_AT_ONCE: usize = 4 << 10;
 

@@ -27,9 +27,11 @@ const QUIET: Span = Span::secs(2);
 /// After a round that moved nothing.
 const RETRY_AFTER: Span = Span::millis(10);
 /// Parts of the ring, of which a round takes one if room is wanted.
-const PARTS: u64 = 4;
-/// Home and page writes in flight.
-const DEPTH: usize = 16;
+const PARTS: u64 = 8;
+/// Home and page writes in flight. More would only make the journal's writes wait behind them; but more it must be when the
+/// ring is nearly full, for then these wait for room.
+const DEPTH: usize = 4;
+const DEPTH_FULL: usize = 24;
 /// Candidates looked at after each flush.
 const EMPTY_LOOKS: usize = 1024;
 
@@ -72,6 +74,12 @@ pub(crate) struct Checkpoint {
 impl Store {
     fn pressed(&self) -> bool {
         self.intake.stalled || self.disk().journal.is_pressed()
+    }
+
+    fn depth(&self) -> usize {
+        let journal = &self.disk().journal;
+        let nearly_full = self.intake.stalled || journal.used() * 8 > journal.window() * 7;
+        if nearly_full { DEPTH_FULL } else { DEPTH }
     }
 
     pub(crate) fn checkpoint_deadline(&self) -> Time {
@@ -145,7 +153,7 @@ impl Store {
     // ------------------------------------------------------------------------------------------ homes
 
     fn home(&mut self, mut queue: VecDeque<Px>) -> bool {
-        while self.checkpoint.in_flight < DEPTH
+        while self.checkpoint.in_flight < self.depth()
             && let Some(px) = queue.pop_front()
         {
             self.home_run(px, &mut queue);
@@ -175,12 +183,12 @@ impl Store {
     // ------------------------------------------------------------------------------------------ pages
 
     fn page(&mut self, mut table: VecDeque<u32>, mut records: VecDeque<u32>) -> bool {
-        while self.checkpoint.in_flight < DEPTH
+        while self.checkpoint.in_flight < self.depth()
             && let Some(page) = table.pop_front()
         {
             self.write_table_page(page);
         }
-        while self.checkpoint.in_flight < DEPTH
+        while self.checkpoint.in_flight < self.depth()
             && let Some(page) = records.pop_front()
         {
             self.write_record_page(page);

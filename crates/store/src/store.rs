@@ -8,7 +8,7 @@ use crate::disk::page::{record_page_of, table_page_of};
 use crate::disk::superblock::Superblock;
 use crate::event::{Effect, Event, Failure, IoId, IoOp, IoResult, Notice, Source};
 use crate::flush::Flusher;
-use crate::homes::{Going, Patch};
+use crate::homes::Going;
 use crate::index::Index;
 use crate::intake::Intake;
 use crate::journal::Journal;
@@ -46,9 +46,8 @@ pub(crate) enum Job {
     Open,
     Batch(u64),
     Large(usize),
-    /// Blocks on their way home, and what lies between some being read first.
+    /// Blocks on their way home.
     Home(Vec<Going>),
-    Fill(Patch),
     TablePage(u32),
     RecordPage(u32),
     /// A chunk of the journal's index.
@@ -237,7 +236,6 @@ impl Store {
             (Job::Read(job, part), result) => self.read_done(job, part, result),
             (Job::Open, result) => self.open_io(result),
             (Job::Load(run), result) => self.load_done(run, result),
-            (Job::Fill(patch), result) => self.filled(patch, result),
             (_, IoResult::Failed(errno)) => self.fail(Failure::Io { errno, offset: 0 }),
             (Job::Batch(seq), _) => self.batch_done(seq),
             (Job::Large(id), _) => self.large_done(id),

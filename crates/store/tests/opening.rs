@@ -44,12 +44,10 @@ struct Bench {
     store: Store,
     now: Time,
     seen: Vec<Effect>,
-    /// Writes of the drive so far.
-    writes: u64,
 }
 impl Bench {
     fn open(medium: Medium, p: OpenParams) -> Bench {
-        let mut b = Bench { medium, store: Store::new(p), now: Time(1), seen: Vec::new(), writes: 0 };
+        let mut b = Bench { medium, store: Store::new(p), now: Time(1), seen: Vec::new() };
         b.settle();
         b
     }
@@ -59,7 +57,6 @@ impl Bench {
             while let Some(e) = self.store.poll() {
                 match e {
                     Effect::Io { io, op } => {
-                        self.writes += u64::from(matches!(op, store::IoOp::Write { .. }));
                         self.medium.submit(io, op);
                         ios.push(io);
                     }
@@ -611,59 +608,4 @@ fn a_flushed_block_that_has_rotted_in_the_journal_is_bad_and_its_neighbours_are_
         assert_eq!(again.read(4 * 16, 15).0, runs, "and stays bad until it is repaired");
         assert_eq!(again.read(0, 15).0, [(15, BlockState::Data)]);
     }
-}
-
-/// An extent at home, full of 7, and the place of its block 5 there.
-fn full_extent() -> (Bench, u64) {
-    let mut b = Bench::with_replica();
-    for half in 0..2_u8 {
-        b.write(1 + u64::from(half), u32::from(half) * 8, 7, 8);
-    }
-    b.pass(Span::secs(60));
-    assert!(b.store.is_at_rest());
-    let (_, s) = inspect::superblock(&mut |at, n| Ok::<_, ()>(b.medium.get(at, n))).unwrap();
-    let seven = Payload::copy_of(&[7; 4096]);
-    let home = (s.layout.data_start * 4096..SIZE).step_by(4096).find(|at| b.medium.get(*at, 1) == seven);
-    (b, home.unwrap() + 5 * 4096)
-}
-
-#[test]
-fn pieces_of_an_extent_go_home_together_and_what_lies_between_them_stays() {
-    let (mut b, _) = full_extent();
-    let before = b.writes;
-    for (i, block) in [0, 3, 8, 9].into_iter().enumerate() {
-        b.write(3 + i as u64, block, 20 + u8::try_from(block).unwrap(), 1);
-    }
-    let journal = b.writes - before;
-    b.pass(Span::secs(60));
-    assert!(b.store.is_at_rest());
-    // Home, a table page, a record page (its marks), the superblock; marks in the journal.
-    let home = b.writes - before - journal;
-    assert!(home <= 8, "one write for four blocks, not four: {home}");
-    let (runs, payload) = b.read(0, 16);
-    assert_eq!(runs, [(16, BlockState::Data)]);
-    for (i, block) in payload.bytes().chunks_exact(4096).enumerate() {
-        let i = u8::try_from(i).unwrap();
-        let wanted = if [0, 3, 8, 9].contains(&i) { 20 + i } else { 7 };
-        assert!(block.iter().all(|x| *x == wanted), "block {i}");
-    }
-    b.store.check();
-}
-
-#[test]
-fn a_bad_sector_between_pieces_keeps_none_of_them_from_going_home() {
-    let (mut b, bad) = full_extent();
-    b.medium.make_unreadable(bad);
-    for (i, block) in [0, 3, 8, 9].into_iter().enumerate() {
-        b.write(3 + i as u64, block, 20 + u8::try_from(block).unwrap(), 1);
-    }
-    b.pass(Span::secs(60));
-    assert!(b.store.is_at_rest());
-    assert_eq!(b.failure(), None);
-    for (first, count, fill) in [(0, 1, 20), (1, 2, 7), (3, 1, 23), (6, 2, 7), (8, 1, 28), (9, 1, 29)] {
-        let (runs, payload) = b.read(first, count);
-        assert_eq!(runs, [(count, BlockState::Data)], "{first}");
-        assert!(payload.bytes().iter().all(|x| *x == fill), "block {first}");
-    }
-    assert_eq!(b.read(5, 1).0, [(1, BlockState::Bad)]);
 }
