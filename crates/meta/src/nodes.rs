@@ -146,7 +146,9 @@ impl MetaState {
         // Nodes added before identities were compared have one that nobody owns. Their own state directory is known by
         // its count of processes, which goes on, at the same address.
         let goes_on = node.address == address && node.process < process && node.process.0 > 0;
-        if node.identity != identity && node.identity != 0 && !goes_on {
+        // Nor does a process that a newer one has replaced tell where the node is.
+        let late = process < node.process;
+        if late || (node.identity != identity && node.identity != 0 && !goes_on) {
             return Err(AdminRefusal::OtherProcess {
                 name: node.name.clone(),
                 node: id,

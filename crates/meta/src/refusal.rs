@@ -307,10 +307,10 @@ impl AdminRefusal {
                 "its list of openings lacks the one confirmed last, so its contents are old".into()
             }
             AdminRefusal::OtherProcess { up: true, .. } => {
-                "that one is up, and its state directory is another one".into()
+                "that one is up; this one has another state directory, or is older".into()
             }
             AdminRefusal::OtherProcess { .. } => {
-                "its state directory is not the one that was this node".into()
+                "it has another state directory than that one, or is older".into()
             }
             AdminRefusal::OtherCluster { .. } => "a node id counts in one cluster only".into(),
             AdminRefusal::BadSize { .. } => "sizes are multiples of 4 KiB from 1 MiB to 16 TiB".into(),

@@ -127,6 +127,9 @@ fn a_node_belongs_to_the_state_directory_that_registered_first() {
         "counts from 1 again"
     );
     assert_eq!(w.admin(register(7, "a:2", 2)), Ok(known), "the same folder, of a time without identities");
+    w.up(2, 2);
+    let late = w.admin(register(7, "a:1", 1));
+    assert_eq!(late.map(drop).map_err(|r| r.code()), Err(1107), "a process that was replaced");
     assert_eq!(w.state.nodes()[&node].identity, 7);
 }
 

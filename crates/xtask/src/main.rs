@@ -7,6 +7,7 @@ mod cluster;
 mod demo;
 mod e2e;
 mod load;
+mod operator;
 mod prove;
 mod purity;
 mod sim;
