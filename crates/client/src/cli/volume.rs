@@ -392,6 +392,8 @@ async fn wait(control: &Control, name: &str, state: &str, timeout: Duration) -> 
 
 /// `NotReady` of metad: no session holds the volume yet; one is appointed.
 const NOT_READY: u32 = 1204;
+/// An order that no session has taken up is given again.
+const ORDER_AGAIN: Duration = Duration::from_millis(500);
 /// Until a session is there.
 const APPOINT: Duration = Duration::from_secs(30);
 
@@ -414,6 +416,25 @@ async fn verify(context: &Context, name: &str, timeout: Duration, socket: &Path)
     }
 }
 
+/// The node that is to verify, once there is a session.
+async fn order(control: &Control, name: &str, request: &[u8], begun: Instant) -> Result<u32, CliError> {
+    loop {
+        let r = v1::VerifyVolumeRequest { name: name.into(), request: request.to_vec() };
+        let ordered = control
+            .call(|mut c| {
+                let r = r.clone();
+                async move { c.verify_volume(r).await }
+            })
+            .await;
+        match ordered.map_err(CliError::from) {
+            Ok(verifying) => return Ok(verifying.node),
+            Err(e) if e.code != NOT_READY || begun.elapsed() > APPOINT => return Err(e),
+            Err(_) => tokio::time::sleep(LOOK * 2).await,
+        }
+    }
+}
+
+/// A session that is just being opened (or has moved) does not hear the order: it is repeated, and known by its id.
 async fn verify_once(
     context: &Context,
     name: &str,
@@ -423,59 +444,41 @@ async fn verify_once(
 ) -> Result<v1::VerificationState, CliError> {
     let control = context.control()?;
     let request = request_id()?;
-    let node = loop {
-        let r = v1::VerifyVolumeRequest { name: name.into(), request: request.clone() };
-        match control
-            .call(|mut c| {
-                let r = r.clone();
-                async move { c.verify_volume(r).await }
-            })
-            .await
-        {
-            Ok(verifying) => break verifying.node,
-            Err(e) => {
-                let e = CliError::from(e);
-                if e.code != NOT_READY || begun.elapsed() > APPOINT {
-                    return Err(e);
-                }
-                tokio::time::sleep(LOOK * 2).await;
-            }
-        }
-    };
-    let mut admin = BlockdVerifyClient::new(session_admin(context, name, node, socket).await?);
     let mut progress = Progress::new();
     loop {
-        let r = v1::VerificationRequest { request: request.clone() };
-        let s = admin.verification(r).await.map_err(|s| refused(&s))?.into_inner();
-        if s.finished {
-            return Ok(s);
+        let node = order(&control, name, &request, begun).await?;
+        let channel = session_admin(context, name, node, socket).await?;
+        let mut admin = BlockdVerifyClient::new(channel);
+        let ordered = Instant::now();
+        loop {
+            let r = v1::VerificationRequest { request: request.clone() };
+            let s = admin.verification(r).await.map_err(|s| refused(&s))?.into_inner();
+            if s.finished {
+                return Ok(s);
+            }
+            if begun.elapsed() > timeout {
+                return Err(late(name, &s, timeout));
+            }
+            if !s.known && begun.elapsed() > APPOINT {
+                let message = format!("n{node} does not verify volume \"{name}\"");
+                let cause = "the order did not reach its session";
+                return Err(CliError::new(1214, exit::FAILURE, message, cause, "repeat it"));
+            }
+            if !s.known && ordered.elapsed() > ORDER_AGAIN {
+                break;
+            }
+            if s.known && progress.due() {
+                progress.show(&format!("{} of {} read", bytes(s.checked_bytes), bytes(s.total_bytes)));
+            }
+            tokio::time::sleep(LOOK).await;
         }
-        if begun.elapsed() > timeout {
-            let message = format!("volume \"{name}\" is not verified after {} s", timeout.as_secs());
-            let cause = format!("{} of {} are read", bytes(s.checked_bytes), bytes(s.total_bytes));
-            return Err(CliError::new(
-                1213,
-                exit::UNKNOWN_OUTCOME,
-                message,
-                cause,
-                "give it more time: --timeout",
-            ));
-        }
-        if !s.known && begun.elapsed() > APPOINT {
-            let message = format!("n{node} does not verify volume \"{name}\"");
-            return Err(CliError::new(
-                1214,
-                exit::FAILURE,
-                message,
-                "the order did not reach its session",
-                "repeat it",
-            ));
-        }
-        if progress.due() {
-            progress.show(&format!("{} of {} read", bytes(s.checked_bytes), bytes(s.total_bytes)));
-        }
-        tokio::time::sleep(LOOK).await;
     }
+}
+
+fn late(name: &str, s: &v1::VerificationState, timeout: Duration) -> CliError {
+    let message = format!("volume \"{name}\" is not verified after {} s", timeout.as_secs());
+    let cause = format!("{} of {} are read", bytes(s.checked_bytes), bytes(s.total_bytes));
+    CliError::new(1213, exit::UNKNOWN_OUTCOME, message, cause, "give it more time: --timeout")
 }
 
 /// The blockd that holds the volume's session: in a folder any of them, else the one at the socket, if it is that one.
