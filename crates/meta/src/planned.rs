@@ -60,7 +60,8 @@ impl MetaState {
         self.change(at, branch, &new)
     }
 
-    /// Removes members that are not needed: as many in-sync ones as there shall be copies remain without.
+    /// Removes members that are not needed: as many in-sync ones as there shall be copies remain without. A stale one
+    /// counts for nothing: it may go while anyone stays in-sync (the planner makes way for another one).
     pub(crate) fn apply_prune(
         &mut self,
         at: u64,
@@ -76,9 +77,10 @@ impl MetaState {
                 continue;
             }
             let Some(i) = c.members.iter().position(|m| m.place.drive == item.drive) else { continue };
-            c.members.remove(i);
+            let needed =
+                if c.members.remove(i).state == MemberState::Stale { 1 } else { usize::from(copies) };
             let staying = c.members.iter().filter(|m| m.state == MemberState::InSync).count();
-            if staying < usize::from(copies) {
+            if staying < needed {
                 continue;
             }
             c.number = c.number.next();

@@ -34,6 +34,8 @@ const GUEST_GRACE: Span = Span::secs(10);
 const WANTED: Span = Span::secs(60);
 /// Maintenance sessions per node.
 const APPOINTED_MAX: usize = 16;
+/// A drive this full has no extent for a resync: what is left is kept for repairs (a 128th).
+const FULL_PERCENT: u64 = 99;
 /// Chunks of one command, replicas to be filled per branch, and branches looked at per round.
 const ITEMS_MAX: usize = 256;
 const FILLING_MAX: usize = 256;
@@ -71,8 +73,12 @@ impl Planner {
 }
 
 /// Which drives are out, and why not.
+#[derive(Clone)]
 pub(crate) struct Outlook {
     pub(crate) out: BTreeSet<DriveId>,
+    /// Nothing more can be pulled to these.
+    pub(crate) full: BTreeSet<DriveId>,
+    pub(crate) down: BTreeSet<DriveId>,
     pub(crate) mass_failure: bool,
 }
 
@@ -89,7 +95,17 @@ impl Service {
             let gone = d.down.is_some_and(long) || node.and_then(|n| n.down).is_some_and(|(t, _)| long(t));
             emptied || (gone && !mass_failure)
         };
-        Outlook { out: state.drives().keys().copied().filter(is_out).collect(), mass_failure }
+        let is_full = |id: &DriveId| {
+            let (capacity, used) = self.space(state, *id);
+            used.saturating_mul(100) >= capacity.saturating_mul(FULL_PERCENT) && used > 0
+        };
+        let drives = || state.drives().keys().copied();
+        Outlook {
+            out: drives().filter(is_out).collect(),
+            full: drives().filter(is_full).collect(),
+            down: state.drives_down().into_iter().collect(),
+            mass_failure,
+        }
     }
 
     pub(crate) fn maintain_planner(&mut self, state: &MetaState) {
@@ -246,7 +262,7 @@ impl Service {
                 c.members.iter().any(|m| m.state == MemberState::Stale && !state.drive_down(m.place.drive));
             let (kept, _) = homes(state, &j.kept);
             let room = || placer.has_room(&kept, |d| c.member(d).is_none());
-            fillable || j.surplus.is_some() || (j.missing && j.can_grow && room())
+            fillable || j.surplus.is_some() || (j.missing && j.may_grow() && room())
         })
     }
 
@@ -311,6 +327,11 @@ impl Service {
                 filling += usize::from(j.filling);
                 if let Some(drive) = j.surplus {
                     prune.push(PruneItem { chunk, from: c.number, drive });
+                } else if let Some(drive) = j.makes_way.filter(|_| j.missing && !j.can_grow) {
+                    let (kept, _) = homes(state, &j.kept);
+                    if placer.has_room(&kept, |d| c.member(d).is_none()) {
+                        prune.push(PruneItem { chunk, from: c.number, drive });
+                    }
                 } else if j.missing && j.can_grow && filling < FILLING_MAX && place.len() < ITEMS_MAX {
                     let item = one_more(state, chunk, &c, &j, &sets, placer);
                     filling += usize::from(item.is_some());
@@ -372,6 +393,8 @@ pub(crate) struct Judged {
     /// A member is being filled, or waits for its drive.
     filling: bool,
     can_grow: bool,
+    /// Where there are as many members as there may be: a stale one that will not be filled, and goes for another.
+    makes_way: Option<DriveId>,
     /// Members that stay.
     pub(crate) kept: Vec<DriveId>,
     /// The in-sync member that a new one would replace.
@@ -382,7 +405,11 @@ impl Judged {
     pub(crate) fn of(c: &Configuration, copies: u8, outlook: &Outlook) -> Judged {
         let copies = usize::from(copies);
         let is_out = |m: &Member| outlook.out.contains(&m.place.drive);
-        let stays = |m: &&Member| m.state != MemberState::Leaving && !is_out(m);
+        // One that is to be filled and cannot be is as good as none.
+        let hopeless = |m: &Member| {
+            m.state == MemberState::Stale && (is_out(m) || outlook.full.contains(&m.place.drive))
+        };
+        let stays = |m: &&Member| m.state != MemberState::Leaving && !is_out(m) && !hopeless(m);
         let kept: Vec<DriveId> = c.members.iter().filter(stays).map(|m| m.place.drive).collect();
         let good = c.members.iter().filter(stays).filter(|m| m.state == MemberState::InSync).count();
         let filling = c.members.iter().filter(stays).any(|m| m.state == MemberState::Stale);
@@ -391,6 +418,18 @@ impl Judged {
         let surplus = (c.number.0 > 0 && good >= copies && c.members.len() > copies)
             .then(|| c.members.iter().max_by_key(rank).map(|m| m.place.drive))
             .flatten();
+        // The newest first: one that was placed last held nothing before, older ones may be all that is left of the chunk
+        // if the ones in-sync are lost.
+        let sound = c
+            .members
+            .iter()
+            .any(|m| m.state == MemberState::InSync && !is_out(m) && !outlook.down.contains(&m.place.drive));
+        let makes_way = c
+            .members
+            .iter()
+            .filter(|m| sound && hopeless(m))
+            .max_by_key(|m| m.place.incarnation)
+            .map(|m| m.place.drive);
         let victim =
             c.members.iter().find(|m| is_out(m) && m.state == MemberState::InSync).map(|m| m.place.drive);
         Judged {
@@ -398,8 +437,12 @@ impl Judged {
             missing: c.number.0 > 0 && kept.len() < copies,
             filling,
             can_grow: c.members.len() < MEMBERS_MAX.min(copies + 2),
+            makes_way,
             kept,
             victim,
         }
+    }
+    fn may_grow(&self) -> bool {
+        self.can_grow || self.makes_way.is_some()
     }
 }

@@ -40,7 +40,8 @@ impl Service {
         lost: &BTreeSet<DriveId>,
         branches: &BTreeSet<BranchId>,
     ) -> Room {
-        let without = Outlook { out: outlook.out.union(lost).copied().collect(), mass_failure: false };
+        let out = outlook.out.union(lost).copied().collect();
+        let without = Outlook { out, mass_failure: false, ..outlook.clone() };
         let placer = Placer::new(self.candidates(state));
         let mut room = Room::default();
         for branch in branches {

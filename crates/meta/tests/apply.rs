@@ -655,6 +655,28 @@ fn a_replacement_is_placed_filled_and_the_old_one_removed() {
 }
 
 #[test]
+fn a_stale_member_may_go_while_anyone_stays_in_sync() {
+    let mut w = World::with_nodes(4);
+    let (_, branch) = w.volume("v", MIB, &[1, 2, 3]);
+    let a = w.attached(branch, 1, SessionKind::Guest);
+    let c = w.config(branch, 0);
+    let prune = |c: &Configuration, n| Op::Prune {
+        branch,
+        epoch: a.epoch,
+        items: vec![PruneItem { chunk: ChunkIndex(0), from: c.number, drive: drive_of(n) }],
+    };
+    let c = propose(&mut w, branch, a.epoch, vec![to(&c, 0, ChangeCause::Silent, drive_of(3), Stale)]);
+    let c = propose(&mut w, branch, a.epoch, vec![to(&c, 0, ChangeCause::Silent, drive_of(2), Stale)]);
+    assert_eq!(states(&c), vec![InSync, Stale, Stale]);
+    assert!(!w.own(prune(&c, 1)), "the only one in-sync");
+    assert!(w.own(prune(&c, 3)));
+    let c = w.config(branch, 0);
+    assert_eq!(states(&c), vec![InSync, Stale]);
+    assert!(w.own(prune(&c, 2)));
+    assert!(!w.own(prune(&w.config(branch, 0), 1)), "the only one");
+}
+
+#[test]
 fn a_deleted_volume_leaves_its_replicas_to_be_erased() {
     let mut w = World::with_nodes(3);
     let (volume, branch) = w.volume("v", 40 * MIB, &[1, 2, 3]);

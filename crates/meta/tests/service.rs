@@ -275,6 +275,52 @@ fn a_node_gone_for_good_is_placed_around() {
     assert!(f.nodes[&NodeId(3)].erased > 0);
 }
 
+/// Members of the only chunk on nodes that are up, and all of them.
+fn members(f: &Fleet, branch: proto::BranchId) -> (Vec<NodeId>, usize) {
+    let c = f.state.configuration(branch, proto::ChunkIndex(0)).expect("the volume has a chunk");
+    let up = c.members.iter().map(|m| m.place.node).filter(|n| f.nodes[n].up).collect();
+    (up, c.members.len())
+}
+
+#[test]
+fn healing_goes_on_though_one_target_after_another_dies() {
+    let mut f = Fleet::new(12);
+    down_out(&mut f, "20s");
+    let branch = f.ready("v", 16);
+    let first: Vec<NodeId> = members(&f, branch).0;
+    f.guest(first[0].0, branch);
+    f.lame = true;
+    f.kill(first[2].0);
+    let mut dead = vec![first[2]];
+    // Two targets may be added to what there is; then one has to go for each.
+    for _ in 0..3 {
+        let placed =
+            |f: &Fleet| members(f, branch).0.into_iter().find(|n| !first.contains(n) && !dead.contains(n));
+        f.until("placed", 90, |f| placed(f).is_some());
+        let target = placed(&f).unwrap();
+        f.kill(target.0);
+        dead.push(target);
+    }
+    f.lame = false;
+    f.until("healthy", 90, |f| f.waited("v", WaitFor::Healthy));
+    f.until("pruned", 10, |f| members(f, branch).1 == 3);
+}
+
+#[test]
+fn a_replica_that_its_full_drive_cannot_take_is_placed_elsewhere() {
+    let mut f = Fleet::new(4);
+    let branch = f.ready("v", 16);
+    let first: Vec<NodeId> = members(&f, branch).0;
+    f.guest(first[0].0, branch);
+    f.kill(first[2].0);
+    f.run(Span::secs(5));
+    f.used.insert(first[2], 1 << 40);
+    f.start(first[2].0);
+    f.until("healthy", 30, |f| f.waited("v", WaitFor::Healthy));
+    f.until("pruned", 10, |f| members(f, branch).1 == 3);
+    assert!(!members(&f, branch).0.contains(&first[2]));
+}
+
 #[test]
 fn a_dead_guests_volume_is_healed_without_it() {
     let mut f = Fleet::new(5);

@@ -12,7 +12,7 @@ use proto::control::{
 };
 use proto::{
     BranchId, ChunkIndex, ClusterId, Configuration, DriveId, Epoch, LogIndex, MemberState, NodeId, OpenId,
-    ProcessNumber, RequestId, Span, Time,
+    Place, ProcessNumber, RequestId, Span, Time,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -61,6 +61,10 @@ pub struct Fleet {
     pub fill: usize,
     /// What every session says to have moved.
     pub moved: u64,
+    /// Nothing stale is filled while this is set.
+    pub lame: bool,
+    /// Bytes used of a drive, if not few.
+    pub used: BTreeMap<NodeId, u64>,
     /// Proposals fail while this is set.
     pub no_quorum: bool,
 }
@@ -88,6 +92,8 @@ impl Fleet {
             next_beat: Time::ZERO,
             fill: 50,
             moved: 1 << 10,
+            lame: false,
+            used: BTreeMap::new(),
             no_quorum: false,
         };
         f.event(ServiceEvent::BecameLeader);
@@ -369,6 +375,12 @@ impl Fleet {
         }
     }
 
+    /// A stale replica there can be filled.
+    fn takes(&self, place: Place) -> bool {
+        let full = self.used.get(&place.node).is_some_and(|u| *u == 1 << 40);
+        self.is_served(place.drive) && !self.lame && !full
+    }
+
     fn session_changes(&self, id: NodeId, branch: BranchId) -> Vec<ChunkChange> {
         let s = &self.nodes[&id].sessions[&branch];
         let mut changes = Vec::new();
@@ -378,8 +390,7 @@ impl Fleet {
             let alive = members.iter().any(|m| m.in_sync() && self.is_served(m.place.drive));
             let gone = members.iter().position(|m| m.in_sync() && !self.is_served(m.place.drive));
             let leaving = members.iter().position(|m| m.state == MemberState::Leaving);
-            let stale =
-                members.iter().position(|m| m.state == MemberState::Stale && self.is_served(m.place.drive));
+            let stale = members.iter().position(|m| m.state == MemberState::Stale && self.takes(m.place));
             let (cause, only_if_down) = match (gone, leaving, stale) {
                 (Some(i), ..) if alive => {
                     members[i].state = MemberState::Stale;
@@ -428,7 +439,7 @@ impl Fleet {
             failed: node.failed,
             serving: !node.failed,
             capacity: 1 << 40,
-            used: 1 << 30,
+            used: self.used.get(&id).copied().unwrap_or(1 << 30),
             path: "p".into(),
         }];
         let process = ProcessNumber(node.process);
