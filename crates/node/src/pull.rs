@@ -136,8 +136,12 @@ impl Pulls {
     }
 
     /// `AttemptBegin` goes by, on its way to the store. A session has one attempt per chunk. The next session of the
-    /// same node counts from 1 again, on the same connection: what an older one left behind is over.
+    /// same node counts from 1 again, on the same connection: what an older one left behind is over. An older one's that
+    /// comes late begins nothing (the store will refuse it): the present one's goes on.
     pub fn begun(&mut self, source: Source, branch: BranchId, attempt: Attempt) {
+        if self.jobs.iter().any(|(k, j)| k.1 == branch && j.attempt.epoch > attempt.epoch) {
+            return;
+        }
         let older: Vec<Key> = self
             .jobs
             .iter()
@@ -318,6 +322,7 @@ impl Pulls {
         let pull = store::event::Pull {
             token,
             attempt: key.2,
+            epoch: job.attempt.epoch,
             source: key.0,
             branch: job.branch,
             chunk: job.attempt.chunk,

@@ -83,20 +83,19 @@ impl Store {
             let void = std::mem::take(&mut b.credits);
             self.credits -= void;
             self.doom_larges(|l| l.epoch < scope.epoch && replicas.contains(&l.op.replica));
-            for r in replicas {
+            for &r in &replicas {
                 self.disk_mut().records.replica_mut(r).attempt = None;
             }
-            self.intake.retry = !self.intake.blocked.is_empty();
+            self.drop_blocked(|b, want| matches!(b, Blocked::Pull(_)) && replicas.contains(&want.replica));
         }
         Ok(())
     }
 
-    /// Writes of these replicas that have no place in the journal's order yet come to nothing: large ones whose data
-    /// is on its way, and those that wait behind them.
+    /// Writes and pulls of these replicas that have no place in the journal's order yet come to nothing: large ones whose
+    /// data is on its way, and what waits behind them.
     fn forget_waiting(&mut self, replicas: &[u32]) {
         self.doom_larges(|l| replicas.contains(&l.op.replica));
-        let write = |b: &Blocked| matches!(b, Blocked::Request(..));
-        self.drop_blocked(|b, want| write(b) && replicas.contains(&want.replica));
+        self.drop_blocked(|_, want| replicas.contains(&want.replica));
     }
 
     /// 5.4. Small writes admitted before are finished: they precede the epoch in the journal.

@@ -350,7 +350,8 @@ impl Store {
         let replica = records.replica_number(pull.branch, pull.chunk).ok_or(Refusal::UnknownReplica)?;
         let r = records.replica(replica);
         let attempt = r.attempt.as_ref().ok_or(Refusal::OldAttempt)?;
-        if (attempt.number, attempt.source) != (pull.attempt, pull.source) {
+        let epoch = records.branch_of(replica).record.epoch;
+        if (attempt.number, epoch, attempt.source) != (pull.attempt, pull.epoch, pull.source) {
             return Err(Refusal::OldAttempt);
         }
         let incarnation = r.record.incarnation;
@@ -501,8 +502,11 @@ impl Store {
         let (gone, kept): (Vec<_>, Vec<_>) = all.into_iter().partition(|(b, want, _)| over(b, want));
         self.intake.blocked = kept.into();
         self.intake.retry = !self.intake.blocked.is_empty();
-        for (_, _, period) in gone {
+        for (blocked, _, period) in gone {
             self.intake.leave(period);
+            if let Blocked::Pull(pull) = blocked {
+                self.effect(Effect::Pulled { token: pull.token, result: Err(Refusal::OldAttempt) });
+            }
         }
     }
 

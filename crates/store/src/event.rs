@@ -2,7 +2,7 @@
 
 use proto::message::{BlockState, HeldBy, ReplyFrame, RequestFrame, Run};
 use proto::record::Sum;
-use proto::{BranchId, ChunkIndex, DriveId, Generation, LogIndex, OpenId, Payload, Refusal, Version};
+use proto::{BranchId, ChunkIndex, DriveId, Epoch, Generation, LogIndex, OpenId, Payload, Refusal, Version};
 
 /// Number of an I/O of this store; unique while the store lives.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -82,8 +82,10 @@ pub enum Event {
 #[derive(Clone, Debug)]
 pub struct Pull {
     pub token: u64,
-    /// Number of the attempt (`Attempt::number`); another one's pull is refused.
+    /// Number of the attempt (`Attempt::number`) and its epoch (the next session counts from one again); another one's
+    /// pull is refused.
     pub attempt: u64,
+    pub epoch: Epoch,
     pub source: Source,
     pub branch: BranchId,
     pub chunk: ChunkIndex,

@@ -2,10 +2,10 @@
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 use proto::message::{
-    BlockState, BranchInfo, ChunkRecord, HeldBy, Reply, Request, RequestFrame, Scope, View,
+    BlockState, BranchInfo, ChunkRecord, HeldBy, Reply, Request, RequestFrame, Run, Scope, View,
 };
 use proto::*;
-use store::event::{Failure, Opened};
+use store::event::{Failure, Opened, Pull};
 use store::medium::Medium;
 use store::{Effect, Event, FormatParams, IoId, OpenParams, Source, Store, inspect};
 
@@ -487,13 +487,11 @@ fn behind_a_large_write(b: &mut Bench, request: Request) -> Vec<u64> {
     acks.map(|a| a.version.seq).collect()
 }
 
-#[test]
-fn what_waits_behind_a_large_write_does_not_join_a_newer_attempt() {
-    let mut b = Bench::with_replica();
+fn attempt(number: u64, epoch: Epoch) -> proto::message::Attempt {
     let (node, drive) = (NodeId(2), DriveId(3));
-    let attempt = proto::message::Attempt {
-        number: 2,
-        epoch: Epoch(1),
+    proto::message::Attempt {
+        number,
+        epoch,
         chunk: ChunkIndex(0),
         configuration: ConfigNumber(1),
         generation: Generation(1),
@@ -501,9 +499,78 @@ fn what_waits_behind_a_large_write_does_not_join_a_newer_attempt() {
         source_process: ProcessNumber(1),
         target: Place { node, drive, incarnation: Incarnation(7) },
         target_process: ProcessNumber(1),
-    };
+    }
+}
+
+#[test]
+fn what_waits_behind_a_large_write_does_not_join_a_newer_attempt() {
+    let mut b = Bench::with_replica();
+    let attempt = attempt(2, Epoch(1));
     assert_eq!(behind_a_large_write(&mut b, Request::AttemptBegin { attempt }), []);
     assert_eq!(b.read(0, 1).0, [(1, BlockState::Absent)]);
+    b.store.check();
+}
+
+/// The next session counts its attempts from one again, on the same connection.
+#[test]
+fn a_pull_that_waits_does_not_join_the_next_sessions_attempt_of_the_same_number() {
+    let mut b = Bench::with_replica();
+    b.request(1, scope(), Request::AttemptBegin { attempt: attempt(1, Epoch(1)) });
+    let payload = Payload::copy_of(&[9; 16 * 4096]);
+    let record = Record {
+        kind: RecordKind::Write,
+        branch: BRANCH,
+        chunk: ChunkIndex(0),
+        range: BlockRange::new(0, 16),
+        version: Version::new(Epoch(1), 1),
+        generation: Generation(1),
+        incarnation: Incarnation(7),
+        key: KeyId(0),
+        sums: Record::sums_of(&payload),
+    };
+    let block = Payload::copy_of(&[8; 4096]);
+    let run =
+        |count, state| Run { count, state, version: Version::new(Epoch(1), 1), generation: Generation(1) };
+    let pull = Pull {
+        token: 9,
+        attempt: 1,
+        epoch: Epoch(1),
+        source: Source(1),
+        branch: BRANCH,
+        chunk: ChunkIndex(0),
+        extent: 0,
+        generation: Generation(1),
+        version: Version::new(Epoch(1), 1),
+        runs: vec![run(1, BlockState::Data), run(15, BlockState::Absent)],
+        sums: Record::sums_of(&block)[..1].to_vec(),
+        payload: block,
+    };
+    let request = |scope, request| Event::Request {
+        source: Source(1),
+        frame: RequestFrame { token: 0, scope, request },
+    };
+    let next = Scope { epoch: Epoch(2), ..scope() };
+    // Its data is on its way when the pull comes, and has not arrived when the next session begins.
+    for event in [
+        request(scope(), Request::Write { record, payload, fresh: true }),
+        Event::Pull(pull.clone()),
+        request(next, Request::AttemptBegin { attempt: attempt(1, Epoch(2)) }),
+        Event::Pull(Pull { token: 10, ..pull }),
+    ] {
+        b.store.handle(b.now, event);
+        while let Some(e) = b.store.poll() {
+            match e {
+                Effect::Io { io, op } => b.medium.submit(io, op),
+                other => b.seen.push(other),
+            }
+        }
+    }
+    b.event(Event::TurnEnd);
+    b.pass(Span::secs(3));
+    let pulled =
+        |e: &Effect| if let Effect::Pulled { token, result } = e { Some((*token, *result)) } else { None };
+    let pulled: Vec<_> = b.seen.iter().filter_map(pulled).collect();
+    assert_eq!(pulled, [(9, Err(Refusal::OldAttempt)), (10, Err(Refusal::OldAttempt))]);
     b.store.check();
 }
 

@@ -230,3 +230,21 @@ fn the_next_session_on_the_same_connection_is_not_answered_with_what_the_older_o
     assert!(drain(&mut p).is_empty(), "an extent of another chunk is not pulled into this one");
     assert_eq!(p.flying, 0, "what the older one had under way counts no more");
 }
+
+#[test]
+fn an_older_sessions_attempt_that_begins_late_ends_nothing() {
+    let mut p = listed(vec![entry(1, 5)], vec![]);
+    let (asked, _) = tokens(&drain(&mut p));
+    let old = Source(4);
+    p.begun(old, B, Attempt { epoch: Epoch(3), ..attempt(7) });
+    p.list(old, B, place(2).drive, 7, 78);
+    let refused = Reply::AttemptFailed { number: 7, refusal: Refusal::OldAttempt };
+    let outs = drain(&mut p);
+    assert!(matches!(&outs[..], [Out::Reply { source, frame }] if *source == old && frame.reply == refused));
+    p.reply(NOW, asked[0], data(1));
+    let outs = drain(&mut p);
+    let [Out::Pull { pull, .. }] = &outs[..] else { panic!("{outs:?}") };
+    assert_eq!((pull.attempt, pull.epoch), (7, Epoch(4)));
+    p.pulled(NOW, pull.token, Ok(1));
+    assert_eq!(said(drain(&mut p)), [Reply::Pulled { number: 7, bytes_moved: 4096 }]);
+}

@@ -759,6 +759,7 @@ impl World {
         let pull = Pull {
             token,
             attempt,
+            epoch: self.epoch,
             source: self.source,
             branch: BRANCH,
             chunk: ChunkIndex(chunk),
