@@ -387,6 +387,7 @@ impl<C: Core> Shard<C> {
                 Effect::ExportRefused { export, error } => self.exports.refused(export, &error),
                 Effect::ExportResized { export, geometry } => self.exports.resized(export, geometry),
                 Effect::ExportClosed { export } => self.exports.closed(&mut self.ring, export),
+                Effect::ExportBroken { export } => self.exports.broken(export),
                 Effect::Complete { ticket, result, .. } => self.exports.complete(ticket, result),
                 Effect::DriveOpened { handle, drive } => {
                     let d = &mut self.drives[handle as usize];

@@ -7,7 +7,7 @@
 use crate::desk::{ASK_AGAIN, Use};
 use crate::event::{Effect, ExportError, Notice};
 use crate::node::{Endpoint, Node};
-use crate::seats::{Asked, Attaching, Client, Live, Phase, Seat, SeatId, error_of};
+use crate::seats::{Asked, Attaching, Client, Live, Opening, Phase, Seat, SeatId, error_of};
 use proto::control::{Attached, MetaAnswer, MetaRefusal, MetaRequest, SessionKind, VolumeRef};
 use proto::limits::{CLOSE_AFTER, OPEN_WAIT};
 use proto::{BranchId, Epoch, ExportId, RequestId, Span, Time};
@@ -38,7 +38,7 @@ impl Node {
     }
     fn attaching(&mut self, now: Time, again: bool) -> Attaching {
         let request = self.desk.request_id();
-        Attaching { request, asked: None, next: now, since: now, again, refused: None }
+        Attaching { request, asked: None, next: now, since: now, again, question: None, refused: None }
     }
     pub(crate) fn set_appointed(&mut self, now: Time, branches: &[BranchId]) {
         self.appointed.retain(|b, _| branches.contains(b));
@@ -132,13 +132,18 @@ impl Node {
         let (node, process) = (self.params.node, self.params.process);
         let Some(seat) = self.seats.all.get_mut(&id) else { return };
         let force = seat.exports.values().any(|o| o.force && !o.opened);
-        // An export that was open goes on: only over the disk as its clients know it.
-        let after = seat.held.filter(|_| seat.exports.values().any(|o| o.opened));
+        // An export that was open goes on: only over the disk as its clients know it, whatever its name is now.
+        let held = seat.held.filter(|_| seat.exports.values().any(|o| o.opened));
         let Phase::Attaching(a) = &mut seat.phase else { return };
         // Older repeats of the question stay: the first answer that comes is the answer.
         let token = self.desk.token(Use::Attach(id, a.request));
         a.asked = Some((token, now));
-        let (request, volume, kind) = (a.request, seat.volume.clone(), seat.kind);
+        let question = a.question.get_or_insert_with(|| match held {
+            Some((branch, epoch)) => (VolumeRef::Branch(branch), Some(epoch)),
+            None => (seat.volume.clone(), None),
+        });
+        let (volume, after) = question.clone();
+        let (request, kind) = (a.request, seat.kind);
         let force = force && !a.again;
         let request = MetaRequest::Attach { request, volume, node, process, kind, force, after };
         self.out.push_back(Effect::Meta { token, request });
@@ -177,12 +182,16 @@ impl Node {
         let Phase::Attaching(a) = &mut seat.phase else { return };
         a.request = request;
         a.refused = Some(refusal.clone());
+        let question = a.question.take();
         let (again, waited) = (a.again, now.since(a.since));
         if kind == SessionKind::Maintenance {
             return self.give_up_appointed(now, id);
         }
-        if matches!(refusal, MetaRefusal::Superseded { .. }) {
-            return self.superseded(now, id);
+        let by_branch = matches!(question, Some((VolumeRef::Branch(_), _)));
+        if matches!(refusal, MetaRefusal::Superseded { .. })
+            || by_branch && refusal == MetaRefusal::NoSuchVolume
+        {
+            return self.break_open(now, id);
         }
         let over = match &refusal {
             MetaRefusal::Held { .. } if again => true,
@@ -192,6 +201,9 @@ impl Node {
             }
             // Created meanwhile, or a metad that does not know us yet.
             MetaRefusal::NotReady | MetaRefusal::UnknownNode => false,
+            // The epoch that this request got has passed (the answer came too late): another request gets another one,
+            // and what stands in its way says so.
+            MetaRefusal::OldEpoch { .. } => false,
             _ => true,
         };
         if over {
@@ -199,31 +211,38 @@ impl Node {
             self.remove_seat(id, GuestError::Gone);
         }
     }
-    /// Another guest had the disk meanwhile: whoever used it here must not go on. Those that wait start anew.
-    fn superseded(&mut self, now: Time, id: SeatId) {
+    /// The disk is not what the open exports believe: another guest had it meanwhile, it is gone, or writes are. They
+    /// must not go on. Those that wait start anew.
+    fn break_open(&mut self, now: Time, id: SeatId) {
         let Some(seat) = self.seats.all.get_mut(&id) else { return };
-        let (closed, kept): (BTreeMap<_, _>, BTreeMap<_, _>) =
+        let (broken, kept): (BTreeMap<_, _>, BTreeMap<_, _>) =
             std::mem::take(&mut seat.exports).into_iter().partition(|(_, o)| o.opened);
         (seat.exports, seat.held) = (kept, None);
         if let Phase::Attaching(a) = &mut seat.phase {
             (a.again, a.since, a.next) = (false, now, now);
         }
         // What waits was asked by an open export (or by nobody): a new one asks nothing yet.
-        let gone = std::mem::take(&mut seat.queue);
+        let lost = std::mem::take(&mut seat.flying).into_values().chain(std::mem::take(&mut seat.queue));
         let empty = seat.exports.is_empty();
-        for asked in gone {
-            self.complete(&asked, Err(GuestError::Gone));
+        self.break_exports(broken.into_keys());
+        for asked in lost {
+            self.complete_lost(&asked, GuestError::Gone);
         }
-        self.close_exports(closed.into_keys());
         if empty {
             self.remove_seat(id, GuestError::Gone);
         }
     }
-    fn close_exports(&mut self, exports: impl Iterator<Item = ExportId>) {
+    fn break_exports(&mut self, exports: impl Iterator<Item = ExportId>) {
         for export in exports {
             self.seats.by_export.remove(&export);
-            self.out.push_back(Effect::ExportClosed { export });
+            self.seats.broken.insert(export);
+            self.out.push_back(Effect::ExportBroken { export });
         }
+    }
+    /// A request that no session will answer.
+    fn complete_lost(&mut self, asked: &Asked, error: GuestError) {
+        let broken = matches!(asked.client, Client::Export(x) if self.seats.broken.contains(&x));
+        self.complete(asked, Err(if broken { GuestError::Io } else { error }));
     }
     fn give_up_appointed(&mut self, now: Time, id: SeatId) {
         if let Some(branch) = self.seats.all.get(&id).and_then(|s| self.maintained(s))
@@ -260,6 +279,12 @@ impl Node {
 
     fn attached(&mut self, now: Time, id: SeatId, attached: Attached) {
         let branch = attached.branch;
+        let seat = self.seats.all.get(&id).expect("answered");
+        if seat.exports.values().any(|o| o.opened) && seat.held.is_some_and(|(b, _)| b != branch) {
+            // Not the disk that they had open.
+            self.desk.give_backs.insert((branch, attached.epoch), now);
+            return self.break_open(now, id);
+        }
         let mut exports = BTreeMap::new();
         if let Some((older, live)) = self.seats.of_branch(branch) {
             if live.epoch >= attached.epoch {
@@ -271,8 +296,8 @@ impl Node {
             exports = self.displace(now, older);
             if !unbroken {
                 // Somebody held the disk between the two.
-                let closed: Vec<ExportId> = exports.extract_if(.., |_, o| o.opened).map(|(x, _)| x).collect();
-                self.close_exports(closed.into_iter());
+                let broken: Vec<ExportId> = exports.extract_if(.., |_, o| o.opened).map(|(x, _)| x).collect();
+                self.break_exports(broken.into_iter());
             }
         }
         let instance = self.seats.instance();
@@ -303,15 +328,37 @@ impl Node {
             waiting: None,
         };
         seat.phase = Phase::Live(live);
-        seat.held = Some(epoch);
+        seat.held = Some((branch, epoch));
         self.seats.by_branch.insert(branch, id);
+        self.renamed(now, id);
         self.connect_local(id);
         for agreed in self.links.connected() {
             self.tell(id, crate::serve::connected(agreed));
         }
     }
+    /// The seat goes by the name that metad told. Who waits for the name that it had before waits elsewhere.
+    fn renamed(&mut self, now: Time, id: SeatId) {
+        let Some(seat) = self.seats.all.get_mut(&id) else { return };
+        let Some(name) = seat.live().map(|l| l.name.clone()) else { return };
+        let VolumeRef::Name(before) = &mut seat.volume else { return };
+        if *before == name {
+            return;
+        }
+        let before = std::mem::replace(before, name);
+        let waiting: Vec<(ExportId, Opening)> = seat.exports.extract_if(.., |_, o| !o.opened).collect();
+        if waiting.is_empty() {
+            return;
+        }
+        let other = match self.seats.guest_seat(&before) {
+            Some(other) => other,
+            None => self.new_seat(now, VolumeRef::Name(before), SessionKind::Guest),
+        };
+        self.seats.by_export.extend(waiting.iter().map(|(x, _)| (*x, other)));
+        self.seats.all.get_mut(&other).expect("found or made").exports.extend(waiting);
+        self.open_exports(other);
+    }
     /// Ends a live session at once; its exports go to the next one.
-    fn displace(&mut self, now: Time, id: SeatId) -> BTreeMap<ExportId, crate::seats::Opening> {
+    fn displace(&mut self, now: Time, id: SeatId) -> BTreeMap<ExportId, Opening> {
         self.end_live(now, id, CloseReason::Fenced);
         let exports = self.seats.all.get_mut(&id).map(|s| std::mem::take(&mut s.exports)).unwrap_or_default();
         self.remove_seat(id, GuestError::Gone);
@@ -331,12 +378,17 @@ impl Node {
             seat.linger = None;
         }
     }
-    /// Everything that waits in the seat ends here.
+    /// Everything that waits in the seat ends here. Open exports are broken: who had the disk open must not open it anew
+    /// as if nothing had happened. (Not when the node stops: then they come back to the next process.)
     pub(crate) fn remove_seat(&mut self, id: SeatId, error: GuestError) {
         let Some(mut seat) = self.seats.all.remove(&id) else { return };
+        let stops = self.stopping.is_some();
+        let broken: Vec<ExportId> =
+            seat.exports.extract_if(.., |_, o| o.opened && !stops).map(|(x, _)| x).collect();
+        self.break_exports(broken.into_iter());
         let waiting = std::mem::take(&mut seat.flying).into_values().chain(std::mem::take(&mut seat.queue));
         for asked in waiting {
-            self.complete(&asked, Err(error));
+            self.complete_lost(&asked, error);
         }
         for export in seat.exports.keys() {
             self.seats.by_export.remove(export);
@@ -381,7 +433,7 @@ impl Node {
             _ if !wanted => self.remove_seat(id, GuestError::Gone),
             _ if seat.kind == SessionKind::Maintenance => self.give_up_appointed(now, id),
             // What the guest believes written may be gone: as with a drive that was reset under it.
-            CloseReason::Doubt => self.remove_seat(id, GuestError::Io),
+            CloseReason::Doubt => self.break_open(now, id),
             CloseReason::Fenced | CloseReason::Clean | CloseReason::GivenUp => {
                 let seat = self.seats.all.get_mut(&id).expect("just found");
                 let mut flying: VecDeque<Asked> = std::mem::take(&mut seat.flying).into_values().collect();

@@ -148,8 +148,13 @@ pub enum Effect {
         export: ExportId,
         geometry: Geometry,
     },
-    /// The session under an open export is gone for good (another guest took over): drop its clients.
+    /// There will be no session for the export any more: drop its clients.
     ExportClosed {
+        export: ExportId,
+    },
+    /// What its clients believe of the disk is not true any more: another guest had it meanwhile, or what they had
+    /// written is gone. They stay, and every request of theirs fails, until `CloseExport`. Who comes anew opens anew.
+    ExportBroken {
         export: ExportId,
     },
     Complete {

@@ -52,6 +52,7 @@ impl Node {
         }
     }
     pub(crate) fn close_export(&mut self, now: Time, export: ExportId) {
+        self.seats.broken.remove(&export);
         let Some(id) = self.seats.by_export.remove(&export) else { return };
         let Some(seat) = self.seats.all.get_mut(&id) else { return };
         seat.exports.remove(&export);
@@ -91,6 +92,7 @@ impl Node {
         let asked = Asked { client: Client::Export(export), ticket: request.ticket, op: request.op };
         match self.seats.by_export.get(&export) {
             Some(&id) => self.submit(id, asked),
+            None if self.seats.broken.contains(&export) => self.complete(&asked, Err(GuestError::Io)),
             None => self.complete(&asked, Err(GuestError::Gone)),
         }
     }

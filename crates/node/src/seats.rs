@@ -10,7 +10,7 @@
 use crate::event::ExportError;
 use proto::control::{MetaRefusal, SessionKind, VolumeRef};
 use proto::{BranchId, Epoch, ExportId, Geometry, Map, NodeId, RequestId, Ticket, Time};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use store::Source;
 use volume::event::WaitReason;
 use volume::{GuestOp, GuestRequest, Session};
@@ -59,6 +59,8 @@ pub(crate) struct Attaching {
     pub since: Time,
     /// A session here was fenced: guests wait, and there is no deadline; but another guest's session ends it.
     pub again: bool,
+    /// What this request asks: the volume, and the epoch held last. Its repeats ask the same.
+    pub question: Option<(VolumeRef, Option<Epoch>)>,
     /// The last answer that was none.
     pub refused: Option<MetaRefusal>,
 }
@@ -89,8 +91,8 @@ pub(crate) struct Seat {
     pub volume: VolumeRef,
     pub kind: SessionKind,
     pub phase: Phase,
-    /// The epoch of its last session: what its open exports have seen of the disk is as of then.
-    pub held: Option<Epoch>,
+    /// Branch and epoch of its last session: what its open exports have seen of the disk is that, as of then.
+    pub held: Option<(BranchId, Epoch)>,
     pub exports: BTreeMap<ExportId, Opening>,
     pub queue: VecDeque<Asked>,
     /// By the session's ticket: in the order in which they were handed in.
@@ -150,6 +152,8 @@ pub(crate) struct Seats {
     /// Live sessions only.
     pub by_branch: Map<BranchId, SeatId>,
     pub by_export: Map<ExportId, SeatId>,
+    /// Open exports whose disk is not what their clients believe: every request fails until the clients have gone.
+    pub broken: BTreeSet<ExportId>,
     next_seat: u32,
     next_instance: u32,
     next_ticket: u64,

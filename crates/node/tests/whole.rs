@@ -143,8 +143,8 @@ fn a_volume_that_is_held_elsewhere_is_refused_and_taken_over_with_force() {
     load.forget();
     w.must_open(2, 3, "v", true);
     assert!(w.now.since(before) < Span::millis(500), "a live holder yields at once");
-    let closed = w.until(Span::secs(1), |w| w.gone.contains(&ExportId(1)));
-    assert!(closed, "the export of the older holder is closed; {}", w.tail());
+    let closed = w.until(Span::secs(1), |w| w.broken.contains(&ExportId(1)));
+    assert!(closed, "the export of the older holder is broken; {}", w.tail());
     load.check(&mut w, 2, 3);
 }
 
@@ -419,7 +419,7 @@ fn a_dead_holders_lease_is_waited_out_and_a_live_ones_is_returned() {
     assert_eq!(w.read(2, 2, 0, 4096), [1; 4096]);
     // It wakes up, and serves nothing: its guest hears that it is over.
     w.hosts.get_mut(&NodeId(1)).unwrap().frozen = false;
-    let gone = w.until(Span::secs(8), |w| w.gone.contains(&ExportId(1)));
+    let gone = w.until(Span::secs(8), |w| w.broken.contains(&ExportId(1)));
     assert!(gone, "{}", w.tail());
 }
 
@@ -436,9 +436,15 @@ fn a_node_that_slept_while_another_guest_came_and_went_does_not_go_on() {
     let left = w.until(Span::secs(12), |w| w.metad.volumes[&branch].session.is_none());
     assert!(left, "{}", w.tail());
     w.hosts.get_mut(&NodeId(1)).unwrap().frozen = false;
-    let gone = w.until(Span::secs(8), |w| w.gone.contains(&ExportId(1)));
+    let gone = w.until(Span::secs(8), |w| w.broken.contains(&ExportId(1)));
     assert!(gone, "{}", w.tail());
-    assert!(matches!(w.result(1, pending), Some(Err(volume::GuestError::Gone))));
+    assert!(matches!(w.result(1, pending), Some(Err(volume::GuestError::Io))));
+    // Nor does it when it asks again, or flushes.
+    for op in [GuestOp::Flush, GuestOp::Read { offset: 0, len: 4096 }] {
+        let t = w.ask(1, 1, op);
+        assert!(matches!(w.wait(1, t, Span::secs(1)), Err(volume::GuestError::Io)));
+    }
+    assert!(!w.gone.contains(&ExportId(1)), "its connection stays");
     // A new start on the same node is another matter; it finds the other guest's write.
     w.must_open(1, 3, "v", false);
     assert_eq!(w.read(1, 3, 0, 4096), [3; 4096]);

@@ -148,6 +148,13 @@ impl World {
         self.export_over(v, host, life, export);
     }
 
+    /// Every request fails from here on: the guest gives it up.
+    pub fn export_broken(&mut self, host: HostIndex, life: u64, export: ExportId) {
+        let after = Span::micros(self.rng.within(1, 5000));
+        self.put(after, Due::Input { host, life, input: Input::Event(Event::CloseExport { export }) });
+        self.export_closed(host, life, export);
+    }
+
     fn export_over(&mut self, v: usize, host: HostIndex, life: u64, export: ExportId) {
         let found =
             |c: &crate::guest::Client| c.alive() && c.host == host && c.life == life && c.export == export;

@@ -49,6 +49,7 @@ impl World {
             Effect::ExportOpened { export, .. } => self.export_opened(host, life, export),
             Effect::ExportRefused { export, error } => self.export_refused(host, life, export, &error),
             Effect::ExportClosed { export } => self.export_closed(host, life, export),
+            Effect::ExportBroken { export } => self.export_broken(host, life, export),
             Effect::ExportResized { .. } => {}
             Effect::Complete { export, ticket, result } => {
                 self.completed(host, life, export, ticket, &result)

@@ -49,6 +49,8 @@ pub struct Exports {
     connections: Map<ConnId, Connection>,
     exports: Map<String, Export>,
     names: Map<ExportId, String>,
+    /// Exports that are over for good, and their clients, who hear nothing but errors.
+    broken: Map<ExportId, Vec<ConnId>>,
     tickets: Slab<Asked>,
     dirty: Vec<ConnId>,
     /// Scratch of `flush`.
@@ -241,6 +243,23 @@ impl Exports {
         }
     }
 
+    /// `Effect::ExportBroken`: its clients stay, and the node fails what they ask. The name is free for who comes anew.
+    pub fn broken(&mut self, export: ExportId) {
+        let Some(name) = self.names.remove(&export) else { return };
+        let e = self.exports.remove(&name).expect("an export has its name");
+        tracing::error!(
+            volume = name,
+            clients = e.clients.len(),
+            "export broken: the disk is not what its clients believe; they get errors until they disconnect"
+        );
+        for id in &e.clients {
+            if let Some(c) = self.connections.get_mut(id) {
+                c.name = None;
+            }
+        }
+        self.broken.insert(export, e.clients);
+    }
+
     /// `Effect::Complete`.
     pub fn complete(&mut self, ticket: Ticket, result: Result<GuestReply, GuestError>) {
         let key = usize::try_from(ticket.0).expect("a key of `tickets`");
@@ -311,6 +330,15 @@ impl Exports {
     fn drop_connection(&mut self, ring: &mut Ring<Tag>, id: ConnId) {
         let Some(c) = self.connections.remove(&id) else { return };
         ring.close(c.fd());
+        if let Some(export) = c.export
+            && let Some(clients) = self.broken.get_mut(&export)
+        {
+            clients.retain(|other| *other != id);
+            if clients.is_empty() {
+                self.broken.remove(&export);
+                self.events.push_back(Event::CloseExport { export });
+            }
+        }
         if let Some(name) = c.name
             && let Some(e) = self.exports.get_mut(&name)
         {

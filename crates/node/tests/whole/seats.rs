@@ -3,6 +3,7 @@
 use super::{heals, made};
 use crate::world::{World, drive_of};
 use proto::{ExportId, Span};
+use volume::{GuestError, GuestOp};
 
 /// Longer than a question waits before it is asked again, shorter than the edge waits for an answer.
 const SLOW: Span = Span::millis(2500);
@@ -62,4 +63,64 @@ fn a_node_whose_drives_are_not_open_leases_nothing_and_ends_nothing() {
     heals(&mut w, branch);
     assert!(w.until(Span::secs(3), counts), "{}", w.tail());
     assert_eq!(w.read(1, 1, 0, 4096), [1; 4096]);
+}
+
+#[test]
+fn an_open_export_goes_on_with_its_disk_whatever_that_is_called() {
+    let (mut w, branch) = made(1);
+    w.must_open(1, 1, "v", false);
+    w.must_write(1, 1, 0, &[1; 4096]);
+    w.metad.volumes.get_mut(&branch).unwrap().name = "w".into();
+    w.metad.pass(branch);
+    assert!(w.until(Span::secs(1), |w| w.node(1).session(branch).is_none()), "fenced");
+    w.must_write(1, 1, 4096, &[2; 4096]);
+    assert_eq!(w.read(1, 1, 0, 4096), [1; 4096]);
+    assert_eq!(w.node(1).session(branch).map(|s| s.epoch()), Some(proto::Epoch(4)));
+    w.open(1, 2, "v", false);
+    let refused = w.until(Span::secs(7), |w| w.refused.contains_key(&ExportId(2)));
+    assert!(refused, "no volume has the old name; {}", w.tail());
+    w.must_open(1, 3, "w", false);
+    assert_eq!(w.metad.volumes[&branch].epoch, proto::Epoch(4), "they share the session");
+}
+
+#[test]
+fn an_open_export_never_gets_another_disk_of_the_same_name() {
+    let (mut w, branch) = made(1);
+    w.must_open(1, 1, "v", false);
+    w.must_write(1, 1, 0, &[1; 4096]);
+    w.metad.delete(branch);
+    let other = w.metad.create("v", 1, &[1, 2, 3]);
+    assert!(w.until(Span::secs(1), |w| w.node(1).session(branch).is_none()), "fenced");
+    let waits = w.write(1, 1, 0, &[2; 4096]);
+    let broken = w.until(Span::secs(8), |w| w.broken.contains(&ExportId(1)));
+    assert!(broken, "{}", w.tail());
+    assert!(matches!(w.result(1, waits), Some(Err(GuestError::Io))));
+    let flush = w.ask(1, 1, GuestOp::Flush);
+    assert!(matches!(w.wait(1, flush, Span::secs(1)), Err(GuestError::Io)));
+    // Whoever comes anew gets the new one.
+    let made = w.until(Span::secs(5), |w| w.metad.volumes[&other].placement.is_none());
+    assert!(made, "{}", w.tail());
+    w.metad.appoint(other, None);
+    w.must_open(1, 2, "v", false);
+    assert_eq!(w.opened[&ExportId(2)].branch, other);
+    assert_eq!(w.read(1, 2, 0, 4096), [0; 4096]);
+    w.close(1, 1);
+    w.run(Span::millis(10));
+    let late = w.ask(1, 1, GuestOp::Flush);
+    assert!(matches!(w.wait(1, late, Span::secs(1)), Err(GuestError::Gone)), "it was closed");
+}
+
+#[test]
+fn an_epoch_that_passed_before_it_was_heard_of_ends_no_guest() {
+    let (mut w, branch) = made(1);
+    w.must_open(1, 1, "v", false);
+    w.must_write(1, 1, 0, &[1; 4096]);
+    w.metad.lose_attached = 1;
+    w.metad.pass(branch);
+    let lost = w.until(Span::secs(3), |w| w.metad.lose_attached == 0);
+    assert!(lost, "it attaches again, and does not hear the answer; {}", w.tail());
+    w.metad.pass(branch);
+    w.must_write(1, 1, 4096, &[2; 4096]);
+    assert_eq!(w.read(1, 1, 0, 4096), [1; 4096]);
+    assert!(!w.broken.contains(&ExportId(1)) && !w.gone.contains(&ExportId(1)));
 }

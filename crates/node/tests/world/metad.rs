@@ -35,6 +35,8 @@ pub struct Metad {
     down: BTreeSet<DriveId>,
     /// To be pushed.
     pending: Vec<(NodeId, WatchUpdate)>,
+    /// So many answers to an attach are lost on their way.
+    pub lose_attached: u32,
     /// Answers nothing but `Unavailable`.
     pub leaderless: bool,
     pub detached_cleanly: u32,
@@ -53,6 +55,7 @@ impl Metad {
             confirmed: BTreeSet::new(),
             down: BTreeSet::new(),
             pending: vec![],
+            lose_attached: 0,
             leaderless: false,
             detached_cleanly: 0,
             deleted: vec![],
@@ -93,6 +96,28 @@ impl Metad {
             self.pending.push((n, WatchUpdate::Appointed(list)));
         }
     }
+    /// Another session has come and gone: who held the volume is told.
+    pub fn pass(&mut self, branch: BranchId) {
+        let v = self.volumes.get_mut(&branch).unwrap();
+        v.epoch = v.epoch.next().unwrap();
+        if let Some((holder, _, _)) = v.session.take() {
+            self.pending.push((holder, WatchUpdate::Fenced { branch, epoch: v.epoch }));
+        }
+    }
+    /// Its name is free for another one.
+    pub fn delete(&mut self, branch: BranchId) {
+        self.volumes.get_mut(&branch).unwrap().name.clear();
+        self.pass(branch);
+    }
+    fn kept(&self, answer: &MetaAnswer) -> MetaAnswer {
+        match answer {
+            MetaAnswer::Attached(a) => match &self.volumes[&a.branch] {
+                v if v.epoch == a.epoch && v.session.is_some() => answer.clone(),
+                v => MetaAnswer::Refused(MetaRefusal::OldEpoch { epoch: v.epoch }),
+            },
+            other => other.clone(),
+        }
+    }
     fn appointments(&self, node: NodeId) -> Vec<BranchId> {
         self.volumes.values().filter(|v| v.appointed == Some(node)).map(|v| v.branch).collect()
     }
@@ -129,11 +154,15 @@ impl Metad {
             }
             MetaRequest::Attach { request, volume, node, process, kind, force, after } => {
                 if let Some(kept) = self.answers.get(&request) {
-                    return kept.clone();
+                    return self.kept(kept);
                 }
                 self.heard.insert(node, (now, process));
                 let answer = self.attach(now, &volume, (node, process, kind), force, after);
                 self.answers.insert(request, answer.clone());
+                if self.lose_attached > 0 && matches!(answer, MetaAnswer::Attached(_)) {
+                    self.lose_attached -= 1;
+                    return MetaAnswer::Unavailable;
+                }
                 answer
             }
             MetaRequest::Detach { branch, epoch, clean } => {
@@ -196,7 +225,7 @@ impl Metad {
         let down = self.down();
         let found = self.volumes.values_mut().find(|v| match volume {
             VolumeRef::Name(n) => v.name == *n,
-            VolumeRef::Branch(b) => v.branch == *b,
+            VolumeRef::Branch(b) => v.branch == *b && !v.name.is_empty(),
         });
         let Some(v) = found else { return MetaAnswer::Refused(MetaRefusal::NoSuchVolume) };
         let between = |g: &&(NodeId, Epoch)| g.0 != node && after.is_some_and(|a| g.1 > a);

@@ -56,6 +56,8 @@ pub struct World {
     pub opened: BTreeMap<ExportId, ExportInfo>,
     pub refused: BTreeMap<ExportId, ExportError>,
     pub gone: BTreeSet<ExportId>,
+    /// Their clients get errors.
+    pub broken: BTreeSet<ExportId>,
     pub done: BTreeMap<(ExportId, Ticket), (Time, Result<GuestReply, GuestError>)>,
     pub notices: Vec<(Time, NodeId, Notice)>,
     pub stopped: BTreeSet<NodeId>,
@@ -105,6 +107,7 @@ impl World {
             opened: BTreeMap::new(),
             refused: BTreeMap::new(),
             gone: BTreeSet::new(),
+            broken: BTreeSet::new(),
             done: BTreeMap::new(),
             notices: vec![],
             stopped: BTreeSet::new(),
@@ -302,6 +305,7 @@ impl World {
             Effect::ExportOpened { export, info } => drop(self.opened.insert(export, info)),
             Effect::ExportRefused { export, error } => drop(self.refused.insert(export, error)),
             Effect::ExportClosed { export } => drop(self.gone.insert(export)),
+            Effect::ExportBroken { export } => drop(self.broken.insert(export)),
             Effect::Complete { export, ticket, result } => {
                 let older = self.done.insert((export, ticket), (self.now, result));
                 assert!(older.is_none(), "{ticket} is completed once");
