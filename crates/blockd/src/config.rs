@@ -134,6 +134,10 @@ pub enum BadValue {
         "{0} is not the loopback: there is no encryption yet. Set insecure_network = true if that network is trusted"
     )]
     NotLoopback(SocketAddr),
+    #[error(
+        "{0} can be reached by nobody: other nodes are told this address and dial it. Give this node's own"
+    )]
+    Unspecified(SocketAddr),
     #[error("{0} bytes, but a socket's path has at most {SOCKET_PATH_MAX}: use a shorter folder")]
     SocketPath(usize),
     #[error("no metad: give metad = [\"host:port\", ..] or metad_file = \"PATH\"")]
@@ -202,6 +206,9 @@ impl File {
             {
                 return Err((key, BadValue::NotLoopback(a)));
             }
+        }
+        if self.data_address.ip().is_unspecified() {
+            return Err(("data_address", BadValue::Unspecified(self.data_address)));
         }
         let (nbd_socket, admin_socket) = (base.join(self.nbd_socket), base.join(self.admin_socket));
         for (key, socket) in [("nbd_socket", &nbd_socket), ("admin_socket", &admin_socket)] {
@@ -369,6 +376,11 @@ mod tests {
         for (text, want) in [
             ("", "metad: no metad"),
             ("metad = ['a']", "metad: \"a\" is not host:port"),
+            (
+                "metad = ['a:1']\ndata_address = '0.0.0.0:7420'\ninsecure_network = true",
+                "data_address: 0.0.0.0:7420 can be reached by nobody",
+            ),
+            ("metad = ['a:1']\ndata_address = '[::]:0'\ninsecure_network = true", "data_address: [::]:0 can"),
             ("metad = ['a:1']\nnode_id = 0", "node_id: node ids are 1 and up"),
             ("metad = ['a:1']\nname = 'a b'", "name: a name has 1 to 63 bytes"),
             ("metad = ['a:1']\ncluster = 'xyz'", "cluster: not a cluster id"),

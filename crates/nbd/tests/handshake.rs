@@ -228,7 +228,9 @@ fn a_selection_holds_for_its_export_and_until_the_next_one() {
     let go = option(7, &B::new().string("vol").u16(0).0);
     let mut rig = Rig::entered(MIB, 1);
     assert!(has_status(&mut rig));
-    for failing in [select("other", "base:allocation"), select("vol", "nonsense"), select("vol", "x:y")] {
+    let too_long = option(10, &vec![0; 1 << 20]);
+    let selections = [select("other", "base:allocation"), select("vol", "nonsense"), select("vol", "x:y")];
+    for failing in selections.into_iter().chain([too_long, option(10, &[])]) {
         let mut rig = Rig::new(MIB);
         rig.say(&option(8, &[]));
         rig.say(&select("vol", "base:allocation"));

@@ -157,7 +157,13 @@ impl Pair {
             }
             Do::Zeroes { sector, count } => {
                 let (offset, len) = bytes(sector, count);
-                let command = Command::WriteZeroes { offset, len, fua: false, no_hole: true, fast: true };
+                let command = Command::WriteZeroes {
+                    offset,
+                    len,
+                    fua: false,
+                    no_hole: count % 2 == 0,
+                    fast: count % 2 == 1,
+                };
                 (command, fits(sector, count), Errno::NoSpace)
             }
             Do::Trim { sector, count } => {

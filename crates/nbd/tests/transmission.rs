@@ -133,7 +133,8 @@ fn trim_zeroes_and_cache_succeed_with_their_flags() {
             (1, ZEROES),
             (2, ZEROES),
             (16, ZEROES),
-            (19, ZEROES),
+            (17, ZEROES),
+            (3, ZEROES),
             (1, CACHE),
         ] {
             let (request, success) = if mode == 2 {
@@ -173,6 +174,21 @@ fn flags_and_offsets_reach_the_owner() {
     // Two blocks; the first byte where it lies in its block.
     assert_eq!(data.blocks(), 2);
     assert_eq!(data.bytes()[512..4608], [9; 4096]);
+}
+
+#[test]
+fn zeroes_are_fast_or_keep_their_space_but_not_both() {
+    for mode in 0..2 {
+        let mut rig = Rig::entered(MIB, mode);
+        let reply = rig.say(&compact(2 | 16, ZEROES, 3, BLOCK, 4096));
+        assert_eq!(error_of(mode, &reply, 3, BLOCK), 95, "ENOTSUP");
+    }
+    let mut rig = Rig::entered(MIB, 0);
+    let (offset, len, fua) = (BLOCK, BLOCK, false);
+    for (flags, no_hole) in [(16, false), (2, true)] {
+        let zeroes = Op::WriteZeroes { offset, len, fua, no_hole };
+        assert_eq!(ops(&mut rig, &compact(flags, ZEROES, 1, offset, 4096)), [zeroes]);
+    }
 }
 
 #[test]

@@ -115,7 +115,7 @@ pub struct Opened {
     pub same_boot: bool,
 }
 
-/// Why a drive could not be opened, or stopped. Each has a page in docs/operations.md.
+/// Why a drive could not be opened, or stopped. Each has a line in docs/operations.md.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Failure {
     #[error("not a blockd drive: no superblock")]
@@ -132,6 +132,15 @@ pub enum Failure {
     TableLost(u64),
     #[error("I/O error {errno} at offset {offset}")]
     Io { errno: i32, offset: u64 },
+    #[error("I/O error {errno} of a flush")]
+    Flush { errno: i32 },
+}
+
+impl Failure {
+    /// An I/O at this offset failed; none: a flush.
+    pub(crate) fn of_io(at: Option<u64>, errno: i32) -> Failure {
+        at.map_or(Failure::Flush { errno }, |offset| Failure::Io { errno, offset })
+    }
 }
 
 #[derive(Clone, Debug)]

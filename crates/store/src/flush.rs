@@ -99,7 +99,8 @@ impl Store {
             answers.push(a);
         }
         // What is in flight now is not covered: the clock starts anew for it.
-        f.since = self.jobs.values().any(|j| !matches!(j, Job::Read(..) | Job::Load(..))).then_some(self.now);
+        f.since =
+            self.jobs.values().any(|(j, _)| !matches!(j, Job::Read(..) | Job::Load(..))).then_some(self.now);
         f.bytes = 0;
         let upto = self.disk.as_ref().expect("opened").journal.applied;
         f.in_flight = Some(InFlight { mark: self.stamp, upto, answers });

@@ -106,7 +106,8 @@ pub struct Store {
     pub(crate) serving: bool,
     effects: VecDeque<Effect>,
     next_io: u64,
-    pub(crate) jobs: Map<u64, Job>,
+    /// In flight, and where on the drive; none: a flush.
+    pub(crate) jobs: Map<u64, (Job, Option<u64>)>,
     /// Writes completed so far: orders completions against flushes.
     pub(crate) stamp: u64,
     pub(crate) disk: Option<Disk>,
@@ -225,7 +226,7 @@ impl Store {
     }
 
     fn io_done(&mut self, io: IoId, result: IoResult) {
-        let job = self.jobs.remove(&io.0).expect("only what was asked for completes");
+        let (job, at) = self.jobs.remove(&io.0).expect("only what was asked for completes");
         if matches!(self.phase, Phase::Failed | Phase::Closed) {
             return;
         }
@@ -234,9 +235,9 @@ impl Store {
         }
         match (job, result) {
             (Job::Read(job, part), result) => self.read_done(job, part, result),
-            (Job::Open, result) => self.open_io(result),
+            (Job::Open, result) => self.open_io(at, result),
             (Job::Load(run), result) => self.load_done(run, result),
-            (_, IoResult::Failed(errno)) => self.fail(Failure::Io { errno, offset: 0 }),
+            (_, IoResult::Failed(errno)) => self.fail(Failure::of_io(at, errno)),
             (Job::Batch(seq), _) => self.batch_done(seq),
             (Job::Large(id), _) => self.large_done(id),
             (Job::Home(blocks), _) => self.home_done(&blocks),
@@ -252,9 +253,13 @@ impl Store {
         if matches!(op, IoOp::Write { .. }) {
             self.flusher.write_begins(self.now);
         }
+        let at = match op {
+            IoOp::Read { offset, .. } | IoOp::Write { offset, .. } => Some(offset),
+            IoOp::Flush => None,
+        };
         let io = self.next_io;
         self.next_io += 1;
-        self.jobs.insert(io, job);
+        self.jobs.insert(io, (job, at));
         self.effects.push_back(Effect::Io { io: IoId(io), op });
     }
     pub(crate) fn effect(&mut self, effect: Effect) {

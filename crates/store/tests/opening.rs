@@ -326,6 +326,33 @@ fn an_error_on_the_journal_stops_the_drive() {
 }
 
 #[test]
+fn a_failed_io_is_reported_with_its_place_and_a_failed_flush_as_a_flush() {
+    let mut b = Bench::with_replica();
+    b.write(1, 0, 1, 1);
+    b.medium.break_down();
+    b.seen.clear();
+    b.event(Event::Close);
+    assert!(matches!(b.failure(), Some(Failure::Flush { errno: 5 })), "{:?}", b.failure());
+    let mut broken = medium();
+    broken.break_down();
+    let at_start = Bench::open(broken, params(1, 10));
+    assert_eq!(at_start.failure(), Some(&Failure::Io { errno: 5, offset: 0 }));
+    // A batch goes to the journal, which does not begin at the drive's start.
+    let mut b = Bench::with_replica();
+    b.medium.break_down();
+    let scope =
+        Scope { marks: Marks { committed: Version::new(Epoch(1), 1), ..Marks::default() }, ..scope() };
+    b.seen.clear();
+    b.event(Event::Request {
+        source: Source(1),
+        frame: RequestFrame { token: 1, scope, request: Request::Marks },
+    });
+    b.event(Event::TurnEnd);
+    b.pass(Span::secs(2));
+    assert!(matches!(b.failure(), Some(Failure::Io { errno: 5, offset: 1.. })), "{:?}", b.failure());
+}
+
+#[test]
 fn a_clean_close_leaves_no_doubt_and_a_power_loss_does() {
     let mut b = Bench::with_replica();
     b.write(1, 0, 1, 1);

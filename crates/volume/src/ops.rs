@@ -9,7 +9,7 @@ use crate::members::Mask;
 use crate::reads::Part;
 use crate::request::{GuestError, GuestOp, GuestReply, GuestRequest, ReadPiece};
 use crate::session::{Phase, Session};
-use proto::limits::BLOCK;
+use proto::limits::{BLOCK, EXTENT};
 use proto::message::Run;
 use proto::{BlockRange, PageBuf, Payload, Ticket, Version};
 
@@ -18,8 +18,7 @@ use proto::{BlockRange, PageBuf, Payload, Ticket, Version};
 pub(crate) struct Request {
     pub ticket: Ticket,
     splitter: Splitter,
-    /// Bytes of a write, and the block of the volume that they begin with.
-    data: Option<(Payload, u64)>,
+    data: Option<Bytes>,
     fua: bool,
     answer: Answer,
     /// Operations under way, and begun so far.
@@ -29,6 +28,25 @@ pub(crate) struct Request {
     /// Newest write of this request, and its chunks: what a FUA has to flush.
     upto: u64,
     chunks: Vec<u32>,
+}
+
+/// What a write puts down.
+#[derive(Debug)]
+enum Bytes {
+    /// And the block of the volume that they begin with.
+    Given(Payload, u64),
+    /// Zeroes that take their space: one extent of them serves every piece.
+    Zeroes(Payload),
+}
+
+impl Bytes {
+    fn of(&self, piece: &Piece) -> Payload {
+        let count = piece.range.count as usize;
+        match self {
+            Bytes::Given(payload, first) => payload.slice(index(piece.start / BLOCK as u64 - first), count),
+            Bytes::Zeroes(extent) => extent.slice(0, count),
+        }
+    }
 }
 
 /// What a request collects, by operation.
@@ -149,6 +167,7 @@ impl Session {
             GuestOp::Flush => return self.guest_flush(ticket),
             GuestOp::Read { offset, len } => (PieceKind::Read, *offset, u64::from(*len)),
             GuestOp::Write { offset, len, .. } => (PieceKind::Write, *offset, u64::from(*len)),
+            GuestOp::WriteZeroes { offset, len, no_hole: true, .. } => (PieceKind::Write, *offset, *len),
             GuestOp::Discard { offset, len, .. } | GuestOp::WriteZeroes { offset, len, .. } => {
                 (PieceKind::Zero, *offset, *len)
             }
@@ -166,7 +185,7 @@ impl Session {
                 if d.payload.blocks() as u64 != (offset + len).div_ceil(BLOCK as u64) - first {
                     return self.complete(ticket, Err(GuestError::Invalid));
                 }
-                data = Some((d.payload, first));
+                data = Some(Bytes::Given(d.payload, first));
                 wants_flush = fua || self.attached.write_through;
                 Answer::Done
             }
@@ -175,7 +194,8 @@ impl Session {
                 wants_flush = fua || self.attached.write_through;
                 Answer::Done
             }
-            GuestOp::WriteZeroes { fua, .. } => {
+            GuestOp::WriteZeroes { fua, no_hole, .. } => {
+                data = no_hole.then(|| Bytes::Zeroes(PageBuf::zeroed(EXTENT / BLOCK).freeze()));
                 wants_flush = fua || self.attached.write_through;
                 Answer::Done
             }
@@ -224,11 +244,7 @@ impl Session {
                 PieceKind::Verify => OpKind::Verify(vec![], vec![]),
                 PieceKind::Zero => OpKind::Zero,
                 PieceKind::ZeroEdge => OpKind::Write(PageBuf::zeroed(1).freeze()),
-                PieceKind::Write => {
-                    let (payload, first) = q.data.as_ref().expect("a write has bytes");
-                    let at = index(piece.start / BLOCK as u64 - first);
-                    OpKind::Write(payload.slice(at, piece.range.count as usize))
-                }
+                PieceKind::Write => OpKind::Write(q.data.as_ref().expect("a write has bytes").of(&piece)),
             };
             let place = q.begun;
             q.begun += 1;

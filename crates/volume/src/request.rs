@@ -31,7 +31,8 @@ pub enum GuestOp {
         len: u64,
         fua: bool,
     },
-    /// Reads as zeroes, to the sector. `no_hole`: (advice) keep the space.
+    /// Reads as zeroes, to the sector. `no_hole`: the space is taken (zeroes are written as data), so that a later
+    /// write finds room.
     WriteZeroes {
         offset: u64,
         len: u64,

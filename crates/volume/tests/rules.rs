@@ -221,6 +221,31 @@ fn zeroes_reach_to_the_sector_and_discards_to_the_block() {
     assert_eq!(answer(&w, r), Some(Ok(vec![3, 0, 5, 0, 0])));
 }
 
+#[test]
+fn zeroes_without_holes_take_their_space_to_the_sector() {
+    let mut w = served();
+    let mut buf = PageBuf::zeroed(1);
+    buf.bytes_mut().fill(0xee);
+    let old = GuestData { payload: buf.freeze() };
+    ask(&mut w, 0, GuestOp::Write { offset: 20 * 4096, len: 4096, data: old, fua: false });
+    w.calm(10);
+    // From the middle of block 3 to the first sector of block 20: over an extent's end, mostly where nothing stands.
+    let (offset, len) = (3 * 4096 + 2048, 17 * 4096 - 2048 + 512);
+    let t = ask(&mut w, 0, GuestOp::WriteZeroes { offset, len, fua: false, no_hole: true });
+    w.calm(20);
+    assert_eq!(answer(&w, t), Some(Ok(vec![])));
+    for n in w.nodes.values() {
+        let d = &n.drives[0];
+        for b in 3..21 {
+            let data = d.now.get(&(0, b)).and_then(|b| b.payload.as_ref());
+            assert!(data.is_some_and(|p| p.bytes()[..512].iter().all(|b| *b == 0)), "block {b} has a home");
+        }
+        assert!(!d.now.contains_key(&(0, 2)) && !d.now.contains_key(&(0, 21)));
+        let kept = &d.now[&(0, 20)].payload.as_ref().unwrap().bytes()[512..];
+        assert!(kept.iter().all(|b| *b == 0xee), "what lies behind is left alone");
+    }
+}
+
 fn flushes(w: &World) -> usize {
     (1..=3).map(|n| sent(w, 0, n).iter().filter(|r| matches!(r, Request::Flush)).count()).sum()
 }

@@ -136,6 +136,9 @@ impl Handshake {
         if magic != Some(wire::IHAVEOPT) {
             return Step::Close(Close::Violation(Violation::OptionMagic));
         }
+        if option == opt::SET_META_CONTEXT {
+            self.selected = None; // whatever becomes of this selection, it replaces the earlier one
+        }
         if len == 0 {
             return self.data(option, &[], out, asks);
         }
@@ -212,9 +215,6 @@ impl Handshake {
     }
 
     fn meta(&mut self, option: u32, data: &[u8], asks: &mut VecDeque<Ask>) -> Result<(), Malformed> {
-        if option == opt::SET_META_CONTEXT {
-            self.selected = None; // a failing selection, too, replaces the earlier one
-        }
         if self.mode < Mode::Structured {
             return Err(Malformed("structured replies were not negotiated"));
         }

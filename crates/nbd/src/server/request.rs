@@ -120,6 +120,12 @@ impl Rules<'_> {
         match h.command {
             cmd::CACHE => Ok(Admitted::Nothing { offset }),
             cmd::TRIM if len > 0 => Ok(Admitted::Trim { offset, len, fua }),
+            // Space is kept by writing zeroes as data: no faster than any other write.
+            cmd::WRITE_ZEROES
+                if h.flags & (cflag::NO_HOLE | cflag::FAST_ZERO) == cflag::NO_HOLE | cflag::FAST_ZERO =>
+            {
+                Err(rejected(Errno::NotSupported, "zeroes that keep their space are not fast"))
+            }
             cmd::WRITE_ZEROES if len > 0 => {
                 Ok(Admitted::Zeroes { offset, len, fua, no_hole: h.flags & cflag::NO_HOLE != 0 })
             }

@@ -80,7 +80,7 @@ impl Store {
     }
 
     /// An I/O of the opening has completed.
-    pub(crate) fn open_io(&mut self, result: IoResult) {
+    pub(crate) fn open_io(&mut self, at: Option<u64>, result: IoResult) {
         let mut r = match std::mem::replace(&mut self.phase, Phase::Failed) {
             Phase::Opening(r) => r,
             other => {
@@ -92,7 +92,7 @@ impl Store {
             IoResult::Read(bytes) => bytes,
             IoResult::Failed(errno) if !self.read_less(&mut r) => {
                 self.phase = Phase::Opening(r);
-                self.fail(Failure::Io { errno, offset: 0 });
+                self.fail(Failure::of_io(at, errno));
                 return;
             }
             IoResult::Failed(_) => {
