@@ -8,6 +8,8 @@ use serde::Deserialize;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
+/// Connections of guests at once, unless the file says otherwise.
+const CLIENTS_DEFAULT: u32 = 1024;
 /// Unix sockets' paths have at most 107 bytes (`sun_path` less its zero).
 pub const SOCKET_PATH_MAX: usize = 107;
 
@@ -26,6 +28,7 @@ struct File {
     data_address: SocketAddr,
     nbd_socket: PathBuf,
     nbd_tcp: Option<SocketAddr>,
+    nbd_clients: u32,
     admin_socket: PathBuf,
     admin_address: Option<SocketAddr>,
     metad: Vec<String>,
@@ -48,6 +51,7 @@ impl Default for File {
             data_address: SocketAddr::from(([127, 0, 0, 1], 0)),
             nbd_socket: "/run/blockd/nbd.sock".into(),
             nbd_tcp: None,
+            nbd_clients: CLIENTS_DEFAULT,
             admin_socket: "/run/blockd/admin.sock".into(),
             admin_address: None,
             metad: Vec::new(),
@@ -71,6 +75,7 @@ const KEYS: &[&str] = &[
     "data_address",
     "nbd_socket",
     "nbd_tcp",
+    "nbd_clients",
     "admin_socket",
     "admin_address",
     "metad",
@@ -97,6 +102,8 @@ pub struct Config {
     pub data_address: SocketAddr,
     pub nbd_socket: PathBuf,
     pub nbd_tcp: Option<SocketAddr>,
+    /// Connections of guests at once.
+    pub nbd_clients: usize,
     pub admin_socket: PathBuf,
     pub admin_address: Option<SocketAddr>,
     /// `host:port` of each metad; read again from `metad_file` when it changes.
@@ -128,6 +135,8 @@ pub enum BadValue {
     Cluster,
     #[error("node ids are 1 and up")]
     NodeZero,
+    #[error("0 would let no guest in")]
+    NoClients,
     #[error("a name has 1 to {} bytes, and no spaces or slashes", proto::limits::NAME_MAX)]
     Name,
     #[error(
@@ -188,6 +197,9 @@ impl File {
         if self.node_id == Some(0) {
             return Err(("node_id", BadValue::NodeZero));
         }
+        if self.nbd_clients == 0 {
+            return Err(("nbd_clients", BadValue::NoClients));
+        }
         for (key, name) in
             [("name", self.name.as_deref()), ("zone", Some(&*self.zone).filter(|z| !z.is_empty()))]
         {
@@ -240,6 +252,7 @@ impl File {
             data_address: self.data_address,
             nbd_socket,
             nbd_tcp: self.nbd_tcp,
+            nbd_clients: self.nbd_clients as usize,
             admin_socket,
             admin_address: self.admin_address,
             metad: self.metad,
@@ -382,6 +395,7 @@ mod tests {
             ),
             ("metad = ['a:1']\ndata_address = '[::]:0'\ninsecure_network = true", "data_address: [::]:0 can"),
             ("metad = ['a:1']\nnode_id = 0", "node_id: node ids are 1 and up"),
+            ("metad = ['a:1']\nnbd_clients = 0", "nbd_clients: 0 would let no guest in"),
             ("metad = ['a:1']\nname = 'a b'", "name: a name has 1 to 63 bytes"),
             ("metad = ['a:1']\ncluster = 'xyz'", "cluster: not a cluster id"),
             ("metad = ['a:1']\ndrives = ['/x', '/x']", "drives: \"/x\" stands there twice"),

@@ -1,6 +1,6 @@
 //! The node as the shard sees it: a machine that decides everything.
 
-use node::{Effect, Event, LinkId, Node, VerifyState};
+use node::{DriveView, Effect, Event, LinkId, Node, SeatView, VerifyState};
 use proto::{RequestId, Time};
 
 /// `node::Node`; a trait so that the edge's own tests can put a plain machine in its place.
@@ -16,6 +16,10 @@ pub trait Core {
     fn recycle(&mut self, buffer: Vec<u8>);
     /// How far a `volume verify` is that this node's session does.
     fn verification(&self, request: RequestId) -> Option<VerifyState>;
+    /// Every drive that was handed in, by its handle.
+    fn drives(&self) -> Vec<DriveView>;
+    /// Seats whose session metad has not granted yet.
+    fn attaching(&self) -> Vec<SeatView>;
 }
 
 impl Core for Node {
@@ -36,5 +40,11 @@ impl Core for Node {
     }
     fn verification(&self, request: RequestId) -> Option<VerifyState> {
         self.verify(request).cloned()
+    }
+    fn drives(&self) -> Vec<DriveView> {
+        self.drive_views()
+    }
+    fn attaching(&self) -> Vec<SeatView> {
+        self.seats_attaching()
     }
 }

@@ -10,9 +10,12 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use store::disk::superblock::{self, Superblock};
+use store::event::Failure;
 use store::format::{FormatParams, FormatStep};
 use store::layout::{Layout, LayoutError, SUPERBLOCK_PAGES};
 
+/// Bytes of both superblocks, which stand at the start of a drive.
+const SUPERBLOCKS: u64 = 2 * SUPERBLOCK_PAGES * BLOCK as u64;
 /// Pages zeroed by one write.
 const ZERO_AT_ONCE: usize = 256;
 
@@ -22,17 +25,42 @@ pub enum FormatError {
     Device(#[from] DeviceError),
     #[error("{path}: {source}")]
     Io { path: PathBuf, source: io::Error },
-    #[error("{0}: is not there. A new file needs its size: --size 10GiB")]
-    NoSize(PathBuf),
-    #[error("{path}: holds {what}. Nothing was changed. To destroy it: --force")]
-    Occupied { path: PathBuf, what: String },
+    #[error("{path}: is not there. {}", .tool.new_file())]
+    NoSize { path: PathBuf, tool: Tool },
+    #[error("{path}: holds {what}. Nothing was changed. To destroy it: {}", .tool.force())]
+    Occupied { path: PathBuf, what: String, tool: Tool },
     #[error("{path}: {source}, this one has {size}")]
     Layout { path: PathBuf, size: u64, source: LayoutError },
+}
+
+/// By what the operator asks for it: remedies name its own options.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Tool {
+    Blockctl,
+    BlockdFormat,
+}
+
+impl Tool {
+    const fn force(self) -> &'static str {
+        match self {
+            Tool::Blockctl => "blockctl drive add --force=REASON",
+            Tool::BlockdFormat => "blockd-format --force",
+        }
+    }
+    const fn new_file(self) -> &'static str {
+        match self {
+            Tool::Blockctl => {
+                "To make a file that is a drive: blockd-format --size 10GiB, then drive add --no-format"
+            }
+            Tool::BlockdFormat => "A new file needs its size: blockd-format --size 10GiB",
+        }
+    }
 }
 
 /// What to format with.
 #[derive(Clone, Debug)]
 pub struct Wish {
+    pub tool: Tool,
     pub cluster: ClusterId,
     pub node: NodeId,
     /// Bytes; for a file that is not there yet.
@@ -56,7 +84,7 @@ pub struct Formatted {
 pub fn format(path: &Path, wish: &Wish) -> Result<Formatted, FormatError> {
     let failed = |source| FormatError::Io { path: path.into(), source };
     if !path.try_exists().map_err(failed)? {
-        let size = wish.size.ok_or_else(|| FormatError::NoSize(path.into()))?;
+        let size = wish.size.ok_or_else(|| FormatError::NoSize { path: path.into(), tool: wish.tool })?;
         layout(path, size)?;
         device::create_file(path, size, wish.preallocate).map_err(failed)?;
     }
@@ -67,7 +95,7 @@ pub fn format(path: &Path, wish: &Wish) -> Result<Formatted, FormatError> {
     if !wish.force
         && let Some(what) = occupant(&file, size).map_err(failed)?
     {
-        return Err(FormatError::Occupied { path: path.into(), what });
+        return Err(FormatError::Occupied { path: path.into(), what, tool: wish.tool });
     }
     let id = DriveId(sys::random().map_err(failed)?);
     let params = FormatParams { size, cluster: wish.cluster, node: wish.node, drive: id, journal: None };
@@ -86,7 +114,9 @@ fn layout(path: &Path, size: u64) -> Result<Layout, FormatError> {
 
 /// What is there already.
 fn occupant(file: &File, size: u64) -> io::Result<Option<String>> {
-    if let Ok(found) = read_superblock(file)? {
+    if size >= SUPERBLOCKS
+        && let Ok(found) = read_superblock(file)?
+    {
         let cluster = crate::config::show_cluster(found.cluster);
         return Ok(Some(format!(
             "a blockd drive ({}) of node {} in cluster {cluster}",
@@ -97,7 +127,7 @@ fn occupant(file: &File, size: u64) -> io::Result<Option<String>> {
 }
 
 /// The drive's superblock, the newer of the two.
-pub fn read_superblock(file: &File) -> io::Result<Result<Superblock, store::event::Failure>> {
+pub fn read_superblock(file: &File) -> io::Result<Result<Superblock, Failure>> {
     let pages = usize::try_from(SUPERBLOCK_PAGES).expect("a few");
     let mut copies = [PageBuf::zeroed(pages), PageBuf::zeroed(pages)];
     for (slot, copy) in (0_u8..).zip(&mut copies) {
@@ -106,9 +136,52 @@ pub fn read_superblock(file: &File) -> io::Result<Result<Superblock, store::even
     Ok(superblock::newest([copies[0].bytes(), copies[1].bytes()]).map(|(_, s)| s))
 }
 
+/// Why a drive's superblock was not found.
+#[derive(Debug, thiserror::Error)]
+pub enum SuperblockError {
+    #[error("{path}: {source}")]
+    Io { path: PathBuf, source: io::Error },
+    #[error(
+        "{path}: has {size} bytes, less than the {SUPERBLOCKS} that a drive begins with: it was cut off, or never was a \
+         drive. Nothing was changed. If it was one, restore it from where it lies whole; what it held is on the other \
+         replicas, too: then format it anew (blockctl drive add; as a file: blockd-format --size)"
+    )]
+    Cut { path: PathBuf, size: u64 },
+    #[error("{path}: {source}. {}", remedy(.source))]
+    Bad { path: PathBuf, source: Failure },
+}
+
+/// What an operator does about a drive that cannot be opened, or has failed.
+#[must_use]
+pub fn remedy(failure: &Failure) -> &'static str {
+    match failure {
+        Failure::NoSuperblock | Failure::Foreign(_) => {
+            "Nothing was changed. To make it a drive of this node: blockctl drive add (over what is there: \
+             --force=REASON), or blockd-format"
+        }
+        Failure::Shrunk { .. } => "Nothing was changed: give it its size back",
+        Failure::Features(_) => {
+            "Nothing was changed: run the version of blockd that wrote it, or a newer one"
+        }
+        Failure::JournalLost | Failure::TableLost(_) => {
+            "What it held cannot be trusted any more; the other replicas have it. Replace it, or format it anew: \
+             blockctl drive add --force=REASON"
+        }
+        Failure::Io { .. } | Failure::Flush { .. } => {
+            "See the kernel's log. When the device is well again: blockctl drive add --no-format; else replace it"
+        }
+    }
+}
+
 /// The same of a drive that is open already.
-pub fn superblock_of(drive: &Drive) -> io::Result<Result<Superblock, store::event::Failure>> {
-    read_superblock(&File::from(drive.fd.try_clone()?))
+pub fn superblock_of(drive: &Drive) -> Result<Superblock, SuperblockError> {
+    let path = || drive.path.clone();
+    if drive.size < SUPERBLOCKS {
+        return Err(SuperblockError::Cut { path: path(), size: drive.size });
+    }
+    let read = || read_superblock(&File::from(drive.fd.try_clone()?));
+    let found = read().map_err(|source| SuperblockError::Io { path: path(), source })?;
+    found.map_err(|source| SuperblockError::Bad { path: path(), source })
 }
 
 /// Zeroes are written, in a file too: a journal write must never have to find room in a file system first, which is
@@ -160,6 +233,7 @@ mod tests {
 
     fn wish() -> Wish {
         Wish {
+            tool: Tool::Blockctl,
             cluster: ClusterId(7),
             node: NodeId(3),
             size: Some(256 << 20),
@@ -181,14 +255,18 @@ mod tests {
             "journal and tables are there, the rest is sparse: {taken}"
         );
         let drive = device::open(&path, Access::ReadOnly, Duration::ZERO).unwrap();
-        let s = superblock_of(&drive).unwrap().unwrap();
+        let s = superblock_of(&drive).unwrap();
         assert_eq!((s.cluster, s.node, s.drive), (ClusterId(7), NodeId(3), f.drive));
         drop(drive);
         let again = format(&path, &wish()).unwrap_err().to_string();
         assert!(
-            again.contains("holds a blockd drive") && again.contains("of node n3 in cluster 0"),
+            again.contains("To destroy it: blockctl drive add --force=REASON")
+                && again.contains("holds a blockd drive")
+                && again.contains("of node n3 in cluster 0"),
             "{again}"
         );
+        let by_hand = format(&path, &Wish { tool: Tool::BlockdFormat, ..wish() }).unwrap_err().to_string();
+        assert!(by_hand.ends_with("To destroy it: blockd-format --force"), "{by_hand}");
         let forced = format(&path, &Wish { force: true, ..wish() }).unwrap();
         assert_ne!(forced.drive, f.drive);
     }
@@ -212,11 +290,32 @@ mod tests {
         let small = Wish { size: Some(1 << 20), ..wish() };
         assert!(matches!(format(&path, &small), Err(FormatError::Layout { .. })));
         assert!(!path.exists(), "and not made");
-        assert!(matches!(format(&path, &Wish { size: None, ..wish() }), Err(FormatError::NoSize(_))));
+        assert!(matches!(format(&path, &Wish { size: None, ..wish() }), Err(FormatError::NoSize { .. })));
         format(&path, &wish()).unwrap();
         let _held = device::open(&path, Access::ReadWrite, Duration::ZERO).unwrap();
         let forced = format(&path, &Wish { force: true, ..wish() });
         assert!(matches!(forced, Err(FormatError::Device(DeviceError::InUse { .. }))));
+    }
+
+    #[test]
+    fn a_drive_that_was_cut_off_is_told_by_its_size_with_a_remedy() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("drive");
+        format(&path, &wish()).unwrap();
+        for size in [0, 4096, 100_000] {
+            std::fs::File::options().write(true).open(&path).unwrap().set_len(size).unwrap();
+            let drive = device::open(&path, Access::ReadOnly, Duration::ZERO).unwrap();
+            let e = superblock_of(&drive).unwrap_err().to_string();
+            let has = format!("drive: has {} bytes, less than the 131072", size / 4096 * 4096);
+            assert!(e.contains(&has) && e.contains("blockctl drive add"), "{e}");
+            let e = crate::inspect::inspect(&drive).unwrap_err().to_string();
+            assert!(e.contains(&has), "{e}");
+        }
+        // Longer than that, and yet shorter than it was: the superblock knows.
+        std::fs::write(&path, vec![0; 1 << 20]).unwrap();
+        let drive = device::open(&path, Access::ReadOnly, Duration::ZERO).unwrap();
+        let e = superblock_of(&drive).unwrap_err().to_string();
+        assert!(e.contains("not a blockd drive: no superblock. Nothing was changed."), "{e}");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! journal's chain. Read-only.
 
 use crate::device::Drive;
-use crate::format::superblock_of;
+use crate::format::{SuperblockError, superblock_of};
 use proto::limits::BLOCK;
 use proto::{DriveId, PageBuf};
 use serde_json::{Value, json};
@@ -17,7 +17,6 @@ use store::disk::page::{
     slot_at,
 };
 use store::disk::superblock::Superblock;
-use store::event::Failure;
 use store::layout::Layout;
 
 #[derive(Debug, thiserror::Error)]
@@ -25,7 +24,7 @@ pub enum InspectError {
     #[error(transparent)]
     Io(#[from] io::Error),
     #[error(transparent)]
-    Drive(#[from] Failure),
+    Drive(#[from] SuperblockError),
 }
 
 /// Table pages read at once.
@@ -34,7 +33,7 @@ const AT_ONCE: u64 = 128;
 /// Everything, as JSON.
 pub fn inspect(drive: &Drive) -> Result<Value, InspectError> {
     let file = File::from(drive.fd.try_clone()?);
-    let s = superblock_of(drive)??;
+    let s = superblock_of(drive)?;
     let (records, bad_records) = records(&file, &s)?;
     Ok(json!({
         "schema": "drive.inspect/1",

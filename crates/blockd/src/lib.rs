@@ -8,6 +8,7 @@ pub mod control;
 pub mod core;
 pub mod daemon;
 pub mod device;
+pub mod drives;
 pub mod export;
 pub mod format;
 pub mod inspect;

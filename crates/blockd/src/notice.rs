@@ -42,6 +42,10 @@ pub fn log(notice: &Notice) {
         Notice::Stranger { drive } => {
             tracing::error!(%drive, "metad calls this drive rolled back or copied: it serves nobody");
         }
+        Notice::NotConfirmed { drive, refusal } => {
+            let refusal = node::in_words(refusal);
+            tracing::warn!(%drive, refusal, "metad does not confirm this drive: it serves nobody; asked again");
+        }
         Notice::Verified { request, state } => tracing::info!(%request, ?state, "volume verified"),
         Notice::SessionClosed { branch, reason } => tracing::info!(%branch, ?reason, "session closed"),
     }

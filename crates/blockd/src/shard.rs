@@ -3,10 +3,11 @@
 //! The loop waits, hands every completion to the node as an event, says `TurnEnd`, and submits what came of it: one
 //! system call per turn. It decides nothing. It sleeps when nothing is due.
 
-use crate::control::{Status, ToControl, ToShard};
+use crate::control::{DriveOpened, Status, ToControl, ToShard};
 use crate::core::Core;
 use crate::device::Drive;
-use crate::export::{ConnId, Exports};
+use crate::drives::Drives;
+use crate::export::{ConnId, Exports, Limits};
 use crate::mailbox::Mailbox;
 use crate::net::{Links, Way};
 use crate::ring::{Done, Errno, Fd, Outcome, Ring};
@@ -17,8 +18,7 @@ use proto::{OpenId, Span, Time};
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
-use store::{IoId, IoOp, IoResult};
+use store::{IoId, IoResult};
 
 /// An accept that failed (no descriptors left) is tried again after this.
 const ACCEPT_AGAIN: Span = Span::millis(100);
@@ -53,25 +53,6 @@ struct Door {
     again: Option<Time>,
 }
 
-struct OpenDrive {
-    fd: Fd,
-    path: PathBuf,
-    state: &'static str,
-    drive: u64,
-    size: u64,
-    counts: DriveCounts,
-}
-
-/// For the metrics.
-#[derive(Clone, Copy, Default, Debug)]
-pub struct DriveCounts {
-    pub reads: u64,
-    pub writes: u64,
-    pub flushes: u64,
-    pub bytes_read: u64,
-    pub bytes_written: u64,
-}
-
 /// How a shard ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum End {
@@ -86,7 +67,7 @@ pub struct Shard<C> {
     ring: Ring<Tag>,
     links: Links,
     exports: Exports,
-    drives: Vec<OpenDrive>,
+    drives: Drives,
     doors: Vec<Door>,
     mailbox: Mailbox<ToShard>,
     mail: Fd,
@@ -98,7 +79,7 @@ pub struct Shard<C> {
     /// When memory is looked at, and when some is given back.
     trim_look: Time,
     trim_at: Time,
-    /// Events of links, that came up while effects were drained.
+    /// Events of links and drives, that came up while effects were drained.
     pending: VecDeque<Event>,
 }
 
@@ -117,7 +98,7 @@ impl<C: Core> Shard<C> {
             ring,
             links: Links::default(),
             exports: Exports::default(),
-            drives: Vec::new(),
+            drives: Drives::default(),
             doors: Vec::new(),
             mailbox,
             mail,
@@ -129,6 +110,12 @@ impl<C: Core> Shard<C> {
             trim_at: Time::ZERO,
             pending: VecDeque::new(),
         }
+    }
+
+    /// This node's name, and what its guests may take.
+    pub fn serve_as(&mut self, node: &str, limits: Limits) {
+        self.exports.node = node.into();
+        self.exports.limits = limits;
     }
 
     /// Lets visitors in by a listening socket.
@@ -144,6 +131,7 @@ impl<C: Core> Shard<C> {
             let now = sys::now();
             self.ring.turn(self.wait(now))?;
             let now = sys::now();
+            self.exports.turn(&mut self.ring, now);
             while let Some(done) = self.ring.completion() {
                 self.completed(now, done);
             }
@@ -155,8 +143,11 @@ impl<C: Core> Shard<C> {
     }
 
     fn wait(&self, now: Time) -> Option<Span> {
-        let due =
-            [Some(self.core.next_wake()), self.doors.iter().filter_map(|d| d.again).min(), self.stopping];
+        let due = [
+            Some(self.core.next_wake().min(self.exports.next_wake())),
+            self.doors.iter().filter_map(|d| d.again).min(),
+            self.stopping,
+        ];
         let due = due.into_iter().flatten().min().expect("the node's is there");
         (due != Time::FAR).then(|| due.since(now))
     }
@@ -328,31 +319,18 @@ impl<C: Core> Shard<C> {
                     self.event(now, event);
                 }
             }
-            ToShard::Drive { drive, opening } => self.add_drive(now, drive, opening),
+            ToShard::Drive { drive, opening, opened } => self.add_drive(now, drive, opening, opened),
             ToShard::Status(reply) => reply(self.status()),
             ToShard::Verification { request, reply } => reply(self.core.verification(request)),
             ToShard::Stop => self.stop(now),
         }
     }
 
-    fn add_drive(&mut self, now: Time, drive: Drive, opening: OpenId) {
-        let handle = u32::try_from(self.drives.len()).expect("a handful of drives");
-        let params = DriveParams {
-            handle,
-            size: drive.size,
-            volatile_cache: drive.volatile_cache,
-            path: drive.path.display().to_string(),
-            opening,
-        };
-        self.drives.push(OpenDrive {
-            fd: self.ring.add(drive.fd),
-            path: drive.path,
-            state: "opening",
-            drive: 0,
-            size: drive.size,
-            counts: DriveCounts::default(),
-        });
-        self.event(now, Event::AddDrive(params));
+    fn add_drive(&mut self, now: Time, drive: Drive, opening: OpenId, opened: DriveOpened) {
+        let (size, volatile_cache, path) =
+            (drive.size, drive.volatile_cache, drive.path.display().to_string());
+        let handle = self.drives.add(&mut self.ring, drive, opened);
+        self.event(now, Event::AddDrive(DriveParams { handle, size, volatile_cache, path, opening }));
     }
 
     fn stop(&mut self, now: Time) {
@@ -372,7 +350,9 @@ impl<C: Core> Shard<C> {
     fn drain(&mut self, now: Time) {
         while let Some(effect) = self.core.poll() {
             match effect {
-                Effect::Io { handle, io, op } => self.io(handle, io, op),
+                Effect::Io { handle, io, op } => {
+                    self.pending.extend(self.drives.io(&mut self.ring, handle, io, op));
+                }
                 Effect::Send { link, bytes } => {
                     if let Some(event) = self.links.send(&mut self.ring, link, bytes) {
                         self.pending.push_back(event);
@@ -388,43 +368,16 @@ impl<C: Core> Shard<C> {
                 Effect::ExportResized { export, geometry } => self.exports.resized(export, geometry),
                 Effect::ExportClosed { export } => self.exports.closed(&mut self.ring, export),
                 Effect::ExportBroken { export } => self.exports.broken(export),
-                Effect::Complete { ticket, result, .. } => self.exports.complete(ticket, result),
-                Effect::DriveOpened { handle, drive } => {
-                    let d = &mut self.drives[handle as usize];
-                    (d.state, d.drive) = ("serving", drive.0);
-                    tracing::info!(%drive, path = %d.path.display(), size = d.size, "drive opened");
-                }
+                Effect::Complete { ticket, result, .. } => self.exports.complete(now, ticket, result),
+                Effect::DriveOpened { handle, drive } => self.drives.opened(handle, drive),
                 Effect::DriveFailed { handle, failure } => {
-                    let d = &mut self.drives[handle as usize];
-                    d.state = "failed";
-                    tracing::error!(path = %d.path.display(), error = %failure, "drive failed");
+                    self.drives.failed(&mut self.ring, handle, failure);
                 }
                 Effect::Stopped => {
                     self.stopped = true;
                     self.stopping = self.stopping.map(|t| t.min(now + SAY_WITHIN));
                 }
                 Effect::Notice(notice) => crate::notice::log(&notice),
-            }
-        }
-    }
-
-    fn io(&mut self, handle: u32, io: IoId, op: IoOp) {
-        let tag = Tag::Drive { handle, io };
-        let d = &mut self.drives[handle as usize];
-        match op {
-            IoOp::Read { offset, blocks } => {
-                d.counts.reads += 1;
-                d.counts.bytes_read += u64::from(blocks) * proto::limits::BLOCK as u64;
-                self.ring.read(d.fd, offset, blocks as usize, tag);
-            }
-            IoOp::Write { offset, pieces } => {
-                d.counts.writes += 1;
-                d.counts.bytes_written += pieces.iter().map(|p| p.len() as u64).sum::<u64>();
-                self.ring.write(d.fd, offset, pieces, tag);
-            }
-            IoOp::Flush => {
-                d.counts.flushes += 1;
-                self.ring.flush(d.fd, tag);
             }
         }
     }
@@ -443,19 +396,12 @@ impl<C: Core> Shard<C> {
     /// What the admin socket and the metrics tell.
     fn status(&self) -> Status {
         Status {
-            drives: self
-                .drives
-                .iter()
-                .map(|d| crate::control::DriveStatus {
-                    drive: d.drive,
-                    path: d.path.display().to_string(),
-                    capacity: d.size,
-                    state: d.state,
-                    counts: d.counts,
-                })
-                .collect(),
+            drives: self.drives.status(self.core.drives()),
             exports: self.exports.status(),
+            attaching: self.core.attaching(),
             clients: self.exports.clients(),
+            turned_away: self.exports.turned_away,
+            latencies: self.exports.latencies,
             in_flight: self.exports.in_flight(),
             requests: self.exports.requests,
             links: self.links.count(),

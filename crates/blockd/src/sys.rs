@@ -105,6 +105,16 @@ pub fn raise_limits() {
     }
 }
 
+/// How many descriptors this process may have (RLIMIT_NOFILE).
+#[must_use]
+pub fn descriptors() -> u64 {
+    let mut files = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the structure is valid for writing.
+    let r = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut files) };
+    assert_eq!(r, 0, "RLIMIT_NOFILE can be read");
+    files.rlim_cur
+}
+
 /// Ends this process at once, without destructors: for the second SIGTERM.
 pub fn exit_now(code: i32) -> ! {
     // SAFETY: does not return; the kernel finishes what is in flight.

@@ -4,16 +4,18 @@
 
 mod common;
 
+use blockd::control::Status;
 use blockd::control::{Question, ToControl, ToShard};
-use blockd::export::door;
+use blockd::export::latency::Kind;
+use blockd::export::{Limits, door};
 use blockd::mailbox::{Mailbox, Sender};
 use blockd::ring::Ring;
 use blockd::shard::{End, Shard, Visitor};
 use common::{Guest, Plain, SIZE};
 use nbd::client::{Command, Event as Said, Goal, Outcome};
 use proto::control::{MetaAnswer, NodeSummary, VolumeSummary, WatchUpdate};
-use proto::{BranchId, Geometry, NodeId, VolumeId};
-use std::io::Write;
+use proto::{BranchId, Geometry, NodeId, Span, VolumeId};
+use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -32,6 +34,10 @@ struct Running {
 }
 
 fn start() -> Running {
+    start_with(Limits::default())
+}
+
+fn start_with(limits: Limits) -> Running {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("nbd.sock");
     let (path, (ready, started)) = (socket.clone(), mpsc::channel());
@@ -43,10 +49,12 @@ fn start() -> Running {
         // metad's part, said by the test itself.
         let control = move |ask| {
             if let ToControl::Volumes { question, .. } = ask {
-                answers.send(ToShard::Volumes { question, answer: volumes(question) });
+                let answer = volumes(&question);
+                answers.send(ToShard::Volumes { question, answer });
             }
         };
         let mut shard = Shard::new(plain, Ring::new().unwrap(), (mailbox, wake), control);
+        shard.serve_as("n5", limits);
         shard.listen(door::unix(&path, 0o660).unwrap().into(), Visitor::Guest { tcp: false });
         let (listener, data) = door::tcp("127.0.0.1:0".parse().unwrap(), None).unwrap();
         shard.listen(listener.into(), Visitor::Peer);
@@ -57,7 +65,7 @@ fn start() -> Running {
     Running { _dir: dir, socket, data, mail, thread, told, echoed }
 }
 
-fn volumes(question: Question) -> MetaAnswer {
+fn volumes(question: &Question) -> MetaAnswer {
     let geometry = Geometry { size: SIZE, chunk_shift: 24 };
     let mut v = vec![
         VolumeSummary { volume: VolumeId(1), branch: BranchId(1), name: "mem".into(), geometry, ready: true },
@@ -69,7 +77,7 @@ fn volumes(question: Question) -> MetaAnswer {
             ready: false,
         },
     ];
-    if matches!(question, Question::Look(_)) {
+    if matches!(question, Question::Look(..)) {
         v.truncate(1);
     }
     MetaAnswer::Volumes(v)
@@ -79,6 +87,23 @@ impl Running {
     fn stop(self) {
         self.mail.send(ToShard::Stop);
         assert_eq!(self.thread.join().unwrap(), End::Clean);
+    }
+    fn status(&self) -> Status {
+        let (tx, rx) = mpsc::channel();
+        self.mail.send(ToShard::Status(Box::new(move |s| tx.send(s).unwrap())));
+        rx.recv_timeout(Duration::from_secs(5)).unwrap()
+    }
+    /// Waits until the status is so.
+    fn until(&self, what: impl Fn(&Status) -> bool) -> Status {
+        let deadline = Instant::now() + Duration::from_secs(5);
+        loop {
+            let s = self.status();
+            if what(&s) {
+                return s;
+            }
+            assert!(Instant::now() < deadline, "{s:?}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
     fn told(&self) -> &'static str {
         self.told.recv_timeout(Duration::from_secs(5)).expect("it happens")
@@ -144,9 +169,20 @@ fn looking_at_exports_opens_none_and_a_refusal_says_why() {
     assert!(r.told.try_recv().is_err(), "nothing was opened");
     let (_g, said) = Guest::connect(&r.socket, "held", Goal::Go);
     let Said::Refused { message, .. } = said else { panic!("{said:?}") };
-    assert!(message.contains("attached on n7 (epoch 41)"), "{message}");
+    assert!(
+        message
+            .starts_with("volume \"held\" cannot be had on node n5: it is attached on node n7 (epoch 41). "),
+        "{message}"
+    );
+    assert!(
+        message.contains("Close its clients there, or stop the blockd of n7") && !message.contains("--force")
+    );
     let (_g, said) = Guest::connect(&r.socket, "none", Goal::Go);
-    assert!(matches!(said, Said::Refused { message, .. } if message == "no volume of this name"));
+    let Said::Refused { message, .. } = said else { panic!("{said:?}") };
+    assert!(
+        message.contains("volume \"none\" cannot be had on node n5: there is no volume of this name"),
+        "{message}"
+    );
     r.stop();
 }
 
@@ -210,5 +246,82 @@ fn an_idle_shard_with_clients_and_links_does_not_turn() {
     let t = Instant::now();
     std::thread::sleep(Duration::from_millis(300));
     assert!(turns(&r) - before <= 2, "{:?}", t.elapsed());
+    r.stop();
+}
+
+/// True once the server has closed the connection.
+fn is_closed(mut socket: &UnixStream) -> bool {
+    socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let mut rest = Vec::new();
+    match socket.read_to_end(&mut rest) {
+        Ok(_) => true,
+        Err(e) => e.kind() == std::io::ErrorKind::ConnectionReset,
+    }
+}
+
+#[test]
+fn no_more_guests_are_let_in_than_may_be_and_those_that_are_in_go_on() {
+    let r = start_with(Limits { connections: 2, ..Limits::default() });
+    let (mut a, b) = (Guest::open(&r.socket), Guest::open(&r.socket));
+    let third = UnixStream::connect(&r.socket).unwrap();
+    assert!(is_closed(&third));
+    a.write(0, &[1; 4096]);
+    let s = r.status();
+    assert_eq!((s.clients, s.turned_away), (2, 1));
+    drop(b);
+    r.until(|s| s.clients == 1);
+    Guest::open(&r.socket).write(4096, &[2; 4096]);
+    r.stop();
+}
+
+#[test]
+fn guests_leave_descriptors_to_peers() {
+    let limits = Limits { descriptors: 1000, kept_back: 999, ..Limits::default() };
+    let r = start_with(limits);
+    assert!(is_closed(&UnixStream::connect(&r.socket).unwrap()), "any descriptor is one of the last 999");
+    // A peer is let in all the same.
+    let _peer = std::net::TcpStream::connect(r.data).unwrap();
+    assert_eq!(r.told(), "accepted");
+    assert_eq!(r.status().turned_away, 1);
+    r.stop();
+}
+
+#[test]
+fn a_client_that_enters_no_export_in_time_goes_and_one_that_did_stays() {
+    let r = start_with(Limits { handshake: Span::millis(200), ..Limits::default() });
+    let mut good = Guest::open(&r.socket);
+    let silent = UnixStream::connect(&r.socket).unwrap();
+    // It talks all the time and never enters.
+    let mut lister = UnixStream::connect(&r.socket).unwrap();
+    lister.write_all(&3_u32.to_be_bytes()).unwrap();
+    let t = Instant::now();
+    let mut talking = true;
+    while talking && t.elapsed() < Duration::from_secs(5) {
+        let list = [&b"IHAVEOPT"[..], &3_u32.to_be_bytes(), &0_u32.to_be_bytes()].concat();
+        talking = lister.write_all(&list).is_ok();
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert!(!talking && t.elapsed() >= Duration::from_millis(150), "{:?}", t.elapsed());
+    assert!(is_closed(&silent));
+    std::thread::sleep(Duration::from_millis(250));
+    good.write(0, &[1; 4096]);
+    let s = r.status();
+    assert_eq!((s.clients, s.turned_away), (1, 2));
+    r.stop();
+}
+
+#[test]
+fn every_request_is_counted_by_its_kind_and_time() {
+    let r = start();
+    let mut g = Guest::open(&r.socket);
+    for i in 0..5 {
+        g.write(i * 4096, &[1; 4096]);
+    }
+    g.read(0, 4096);
+    g.call(Command::Flush);
+    let s = r.status();
+    let count = |kind| s.latencies.of(kind).buckets.iter().sum::<u64>();
+    assert_eq!([Kind::Read, Kind::Write, Kind::Flush, Kind::Zero].map(count), [1, 5, 1, 0]);
+    assert!(s.latencies.of(Kind::Write).sum < 5_000_000_000, "{:?}", s.latencies.of(Kind::Write));
     r.stop();
 }

@@ -7,11 +7,12 @@ use crate::desk::{ASK_AGAIN, Use};
 use crate::event::{DriveParams, Effect, Notice};
 use crate::node::{Endpoint, Job, Node, PULLS};
 use crate::seats::{Seat, SeatId};
+use crate::status::{DriveState, DriveView};
 use proto::control::{DriveStatus, HeldReplica, MetaAnswer, MetaRefusal, MetaRequest};
 use proto::message::{DriveHello, Reply, ReplyFrame};
 use proto::{BranchId, DriveId, Epoch, NodeId, Refusal, Span, Time};
 use std::collections::BTreeSet;
-use store::event::Opened;
+use store::event::{Failure, Opened};
 use store::{OpenParams, Source, Store};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -32,6 +33,13 @@ pub(crate) enum Confirmation {
     Stranger,
 }
 
+/// For humans: how long it has been like this.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Seen {
+    state: DriveState,
+    since: Time,
+}
+
 pub(crate) struct Drive {
     pub params: DriveParams,
     pub store: Store,
@@ -44,6 +52,11 @@ pub(crate) struct Drive {
     pub erased: Vec<HeldReplica>,
     pub erased_at: Time,
     pub erased_asked: Option<u64>,
+    /// Why it failed.
+    pub failure: Option<Failure>,
+    /// metad's last refusal to confirm it.
+    pub refused: Option<MetaRefusal>,
+    pub seen: Seen,
 }
 
 impl Drive {
@@ -76,6 +89,34 @@ impl Drive {
             Confirmation::Stranger => false,
         }
     }
+    fn view_state(&self) -> DriveState {
+        match (self.state, &self.confirmation) {
+            (State::Opening, _) => DriveState::Opening,
+            (State::Failed, _) => {
+                DriveState::Failed(self.failure.clone().expect("a failed drive has its cause"))
+            }
+            (State::Closed, _) => DriveState::Closed,
+            (State::Open, Confirmation::Stranger) => DriveState::Stranger,
+            (State::Open, _) if self.serving() => DriveState::Serving,
+            (State::Open, _) => DriveState::Confirming { refused: self.refused.clone() },
+        }
+    }
+    /// Another state than before begins now.
+    pub fn look(&mut self, now: Time) {
+        let state = self.view_state();
+        if std::mem::discriminant(&state) != std::mem::discriminant(&self.seen.state) {
+            self.seen.since = now;
+        }
+        self.seen.state = state;
+    }
+    pub fn view(&self) -> DriveView {
+        DriveView {
+            handle: self.params.handle,
+            drive: self.id(),
+            state: self.seen.state.clone(),
+            since: self.seen.since,
+        }
+    }
     /// Why it answers nobody, if so.
     pub fn refuses(&self) -> Option<Refusal> {
         match self.state {
@@ -95,16 +136,22 @@ impl Node {
         assert!(!self.by_handle.contains_key(&params.handle), "each drive has a handle of its own");
         let store = Store::new(OpenParams {
             size: params.size,
-            boot: self.params.boot,
+            boot: self.boot_for(&params),
             cluster: self.params.cluster,
             node: self.params.node,
             opening: params.opening,
             volatile_cache: params.volatile_cache,
             now,
         });
-        let ix = self.drives.len();
+        // A drive that could not be opened, and is tried again, takes its old place: nobody else knows of it.
+        let before =
+            |d: &Drive| d.state == State::Failed && d.opened.is_none() && d.params.path == params.path;
+        let ix = self.drives.iter().position(before).unwrap_or(self.drives.len());
+        if let Some(older) = self.drives.get(ix) {
+            self.by_handle.remove(&older.params.handle);
+        }
         self.by_handle.insert(params.handle, ix);
-        self.drives.push(Drive {
+        let drive = Drive {
             params,
             store,
             state: State::Opening,
@@ -114,12 +161,34 @@ impl Node {
             erased: Vec::new(),
             erased_at: now,
             erased_asked: None,
-        });
+            failure: None,
+            refused: None,
+            seen: Seen { state: DriveState::Opening, since: now },
+        };
+        if ix == self.drives.len() {
+            self.drives.push(drive);
+        } else {
+            self.drives[ix] = drive;
+        }
         #[cfg(feature = "bugs")]
         self.drives[ix].store.set_bugs(self.store_bugs);
         while let Some(effect) = self.drives[ix].store.poll() {
             self.store_effect(now, ix, effect);
         }
+    }
+    /// The boot that the store takes for its own. A drive that failed while it was open may have lost what was not
+    /// flushed, as by a power cut: its next opening must not believe that nothing happened since the last one.
+    fn boot_for(&self, params: &DriveParams) -> [u8; 16] {
+        let mut boot = self.params.boot;
+        if self
+            .drives
+            .iter()
+            .any(|d| d.opened.is_some() && d.failure.is_some() && d.params.path == params.path)
+        {
+            let (_, low) = boot.split_at_mut(8);
+            low.iter_mut().zip(params.opening.0.to_le_bytes()).for_each(|(b, o)| *b ^= o);
+        }
+        boot
     }
     pub(crate) fn open_drive(&self, drive: DriveId) -> Option<usize> {
         self.by_drive.get(&drive).copied().filter(|&ix| self.drives[ix].state == State::Open)
@@ -159,12 +228,17 @@ impl Node {
             store::Effect::Opened(opened) => self.drive_opened(now, ix, *opened),
             store::Effect::Failed(failure) => {
                 self.drives[ix].state = State::Failed;
+                self.drives[ix].failure = Some(failure.clone());
+                self.drives[ix].look(now);
                 let drive = self.drives[ix].id();
                 self.pulls.drive_lost(drive);
                 self.out.push_back(Effect::DriveFailed { handle, failure });
                 self.desk.heartbeat_at = now;
             }
-            store::Effect::Closed => self.drives[ix].state = State::Closed,
+            store::Effect::Closed => {
+                self.drives[ix].state = State::Closed;
+                self.drives[ix].look(now);
+            }
             store::Effect::Deleted { replicas } => {
                 let d = &mut self.drives[ix];
                 d.erased.extend(replicas);
@@ -178,9 +252,16 @@ impl Node {
     }
     fn drive_opened(&mut self, now: Time, ix: usize, opened: Opened) {
         let (drive, handle) = (opened.drive, self.drives[ix].params.handle);
+        // It is back after a failure: what it was before is no drive of ours any more.
+        if let Some(&older) = self.by_drive.get(&drive) {
+            assert!(self.drives[older].state != State::Open, "a drive is open once");
+            self.drives[older].state = State::Closed;
+            self.drives[older].look(now);
+        }
         let d = &mut self.drives[ix];
         (d.state, d.opened) = (State::Open, Some(opened));
         d.confirmation = Confirmation::Wanted(now, None);
+        d.look(now);
         let branches: BTreeSet<_> = d.store.replicas().into_iter().map(|r| r.branch).collect();
         for branch in branches {
             if let Some((epoch, _)) = d.on_record(branch) {
@@ -276,9 +357,10 @@ impl Node {
         if matches!(answer, MetaAnswer::Unavailable) && asked != Some(token) {
             return;
         }
+        let drive = d.id();
         match answer {
-            MetaAnswer::DriveConfirmed { drive } if *drive == d.id() => {
-                d.confirmation = Confirmation::Done;
+            MetaAnswer::DriveConfirmed { drive: confirmed } if *confirmed == drive => {
+                (d.confirmation, d.refused) = (Confirmation::Done, None);
                 let open = d.state == State::Open;
                 if open {
                     self.jobs.push_back(Job::Store(ix, store::Event::Confirmed));
@@ -288,12 +370,18 @@ impl Node {
             }
             MetaAnswer::Refused(MetaRefusal::Stranger) => {
                 d.confirmation = Confirmation::Stranger;
-                let drive = d.id();
                 self.notice(Notice::Stranger { drive });
             }
-            MetaAnswer::Refused(_) => d.confirmation = Confirmation::Wanted(now + ASK_REFUSED, None),
+            MetaAnswer::Refused(refusal) => {
+                d.confirmation = Confirmation::Wanted(now + ASK_REFUSED, None);
+                // Once for each reason: it is asked again for ever.
+                if d.refused.replace(refusal.clone()).as_ref() != Some(refusal) {
+                    self.notice(Notice::NotConfirmed { drive, refusal: refusal.clone() });
+                }
+            }
             _ => d.confirmation = Confirmation::Wanted(now + Span::millis(200), None),
         }
+        self.drives[ix].look(now);
     }
 
     // ------------------------------------------------------------------ heartbeats

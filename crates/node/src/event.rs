@@ -94,19 +94,27 @@ pub struct ExportInfo {
     pub read_only: bool,
 }
 
+/// Why a volume is not to be had here. Whoever shows it names the volume and this node before it.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum ExportError {
-    #[error("no volume of this name")]
+    #[error("there is no volume of this name. blockctl volume list shows what there is")]
     NoSuchVolume,
-    #[error("the volume is still being created")]
+    #[error(
+        "it is still being created, or is being deleted. blockctl volume wait --state ready waits for it"
+    )]
     NotReady,
-    #[error("the volume is attached on {holder} (epoch {epoch}); detach it there, or take over with --force")]
+    #[error(
+        "it is attached on node {holder} (epoch {epoch}). Close its clients there, or stop the blockd of {holder}: \
+         within about 6 s after that it can be attached here"
+    )]
     Held { holder: String, epoch: u32 },
-    #[error("metad cannot be reached: no leader")]
+    #[error(
+        "metad cannot be reached, or none leads. See that a majority of the metads runs; then connect again"
+    )]
     NoMetad,
-    #[error("the volume could not be opened within 6 s: {0}")]
+    #[error("it could not be opened within 6 s: {0}. Connect again, or see blockctl volume show")]
     Timeout(String),
-    #[error("the node is shutting down")]
+    #[error("blockd is stopping there. Connect again once it runs, or to another node")]
     Closing,
 }
 
@@ -208,6 +216,11 @@ pub enum Notice {
     /// metad calls the drive rolled back or copied: it serves nobody.
     Stranger {
         drive: DriveId,
+    },
+    /// metad does not confirm the drive's openings, and says why; asked again.
+    NotConfirmed {
+        drive: DriveId,
+        refusal: proto::control::MetaRefusal,
     },
     /// `volume verify` has ended.
     Verified {

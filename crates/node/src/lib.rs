@@ -25,5 +25,6 @@ mod verify;
 pub use bugs::Bugs;
 pub use event::{Effect, Event, ExportError, ExportInfo, LinkId, NodeParams};
 pub use node::Node;
-pub use status::{LeaseStatus, LinkStatus};
+pub use seats::in_words;
+pub use status::{DriveState, DriveView, LeaseStatus, LinkStatus, SeatView};
 pub use verify::VerifyState;

@@ -129,7 +129,7 @@ impl Seat {
                 None => ExportError::NoMetad,
             },
             Phase::Live(l) => ExportError::Timeout(match l.waiting {
-                Some(reason) => format!("waiting: {reason:?}"),
+                Some(reason) => format!("it waits for {} (see docs/operations.md)", reason.code()),
                 None => "its replicas have not all answered".to_owned(),
             }),
         }
@@ -142,7 +142,26 @@ pub(crate) fn error_of(refusal: &MetaRefusal) -> ExportError {
         MetaRefusal::NoSuchVolume => ExportError::NoSuchVolume,
         MetaRefusal::NotReady => ExportError::NotReady,
         MetaRefusal::Held { name, epoch, .. } => ExportError::Held { holder: name.clone(), epoch: epoch.0 },
-        other => ExportError::Timeout(format!("metad refused: {other:?}")),
+        other => ExportError::Timeout(format!("metad refused: {}", in_words(other))),
+    }
+}
+
+/// A refusal of metad for an operator.
+#[must_use]
+pub fn in_words(refusal: &MetaRefusal) -> String {
+    match refusal {
+        MetaRefusal::NoSuchVolume => "there is no such volume".into(),
+        MetaRefusal::NotReady => "the volume is still being created, or is being deleted".into(),
+        MetaRefusal::Held { name, epoch, live, .. } => {
+            let life = if *live { "" } else { ", which is silent: its session is being taken over" };
+            format!("the volume is attached on node {name} (epoch {}){life}", epoch.0)
+        }
+        MetaRefusal::OldEpoch { epoch } => format!("the session is older than epoch {}", epoch.0),
+        MetaRefusal::Superseded { node, .. } => format!("a guest on node {node} had the volume meanwhile"),
+        MetaRefusal::Stranger => "the drive was rolled back or copied".into(),
+        MetaRefusal::UnknownNode => "metad does not know this node yet".into(),
+        MetaRefusal::UnknownDrive => "metad does not know this drive".into(),
+        MetaRefusal::Exhausted => "the volume has used up its epochs".into(),
     }
 }
 

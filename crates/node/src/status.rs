@@ -1,10 +1,12 @@
 //! What a node says of itself: for the admin socket, and for the simulator, which judges by it.
 
 use crate::node::Node;
-use proto::control::{DriveStatus, SessionStatus};
+use crate::seats::{Phase, Seat, in_words};
+use proto::control::{DriveStatus, MetaRefusal, SessionKind, SessionStatus, VolumeRef};
 use proto::message::Attempt;
 use proto::{BranchId, DriveId, Epoch, NodeId, ProcessNumber, Time};
 use store::Store;
+use store::event::Failure;
 use volume::Session;
 
 /// A lease that runs, seen from one of its two sides.
@@ -25,7 +27,70 @@ pub struct LinkStatus {
     pub process: ProcessNumber,
 }
 
+/// How a drive is, from its adding to its end.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum DriveState {
+    /// The store reads it.
+    Opening,
+    /// Open; metad has not matched its list of openings, so it serves nobody. What metad said last, if it refused.
+    Confirming {
+        refused: Option<MetaRefusal>,
+    },
+    Serving,
+    /// metad calls it rolled back or copied: it serves nobody.
+    Stranger,
+    Failed(Failure),
+    Closed,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DriveView {
+    /// The edge's.
+    pub handle: u32,
+    /// 0 until it has opened.
+    pub drive: DriveId,
+    pub state: DriveState,
+    pub since: Time,
+}
+
+/// A volume's place here for which metad has not granted a session.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SeatView {
+    /// Its name; of a maintenance session, the branch.
+    pub volume: String,
+    pub kind: SessionKind,
+    pub since: Time,
+    pub reason: String,
+    pub exports: usize,
+    /// Guests' requests that wait.
+    pub requests: usize,
+}
+
 impl Node {
+    /// Every drive that was added, by its handle.
+    #[must_use]
+    pub fn drive_views(&self) -> Vec<DriveView> {
+        self.drives.iter().map(crate::drives::Drive::view).collect()
+    }
+    /// Seats without a session.
+    #[must_use]
+    pub fn seats_attaching(&self) -> Vec<SeatView> {
+        let view = |s: &Seat| {
+            let Phase::Attaching(a) = &s.phase else { return None };
+            Some(SeatView {
+                volume: match &s.volume {
+                    VolumeRef::Name(name) => name.clone(),
+                    VolumeRef::Branch(branch) => branch.to_string(),
+                },
+                kind: s.kind,
+                since: a.since,
+                reason: a.refused.as_ref().map_or_else(|| "metad has not answered".into(), in_words),
+                exports: s.exports.len(),
+                requests: s.queue.len(),
+            })
+        };
+        self.seats.all.values().filter_map(view).collect()
+    }
     #[must_use]
     pub fn id(&self) -> NodeId {
         self.params.node

@@ -63,6 +63,8 @@ pub struct Taste {
     pub write: u64,
     pub discard: u64,
     pub zeroes: u64,
+    /// Of a thousand writes of zeroes: they keep their space.
+    pub no_hole: u64,
     pub flush: u64,
     /// Of a thousand writes.
     pub fua: u64,
@@ -239,7 +241,7 @@ impl Volume {
             counts.guest(Did::Zeroes);
             let (offset, len) = self.range(fine, rng);
             let kind = OpKind::Zero { span: self.layout.registers(offset, len), fua };
-            let no_hole = rng.permille(500);
+            let no_hole = rng.permille(t.no_hole);
             return Drawn { op: GuestOp::WriteZeroes { offset, len, fua, no_hole }, kind, offset, len };
         }
         counts.guest(Did::Flush);

@@ -81,7 +81,10 @@ impl Swarm {
         let nodes = nodes.unwrap_or_else(|| rng.pick(&[3, 3, 3, 4, 4, 5, 7]));
         let count = rng.pick(&[2, 2, 2, 3]);
         let chunks = rng.within(2, 3);
-        let volumes = (1..=count).map(|n| (layout(n, &mut rng), taste(&mut rng))).collect();
+        let mut volumes: Vec<_> = (1..=count).map(|n| (layout(n, &mut rng), taste(&mut rng))).collect();
+        // A draw of its own: it moves none of the others.
+        let no_hole = Rng::new(!seed).pick(&[0, 0, 0, 500]);
+        volumes.iter_mut().for_each(|(_, taste)| taste.no_hole = no_hole);
         let tight = rng.permille(50);
         let drifting = rng.permille(700);
         let drift = |r: &mut Rng| i64::try_from(r.below(4001)).expect("small") - 2000;
@@ -126,6 +129,7 @@ fn taste(rng: &mut Rng) -> Taste {
         write: rng.within(20, 60),
         discard: rng.pick(&[0, 4, 10, 20]),
         zeroes: rng.pick(&[0, 2, 8]),
+        no_hole: 0,
         flush: rng.pick(&[1, 4, 12]),
         fua: rng.pick(&[0, 30, 200]),
         fine: rng.pick(&[50, 150, 400]),

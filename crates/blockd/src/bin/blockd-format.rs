@@ -2,7 +2,7 @@
 
 use anyhow::Context;
 use blockd::config::parse_cluster;
-use blockd::format::{Wish, format, parse_size};
+use blockd::format::{Tool, Wish, format, parse_size};
 use clap::Parser;
 use proto::{ClusterId, NodeId};
 use std::path::PathBuf;
@@ -37,6 +37,7 @@ fn main() -> ExitCode {
 fn run() -> anyhow::Result<ExitCode> {
     let a = Arguments::parse();
     let wish = Wish {
+        tool: Tool::BlockdFormat,
         cluster: a.cluster,
         node: NodeId(a.node),
         size: a.size,

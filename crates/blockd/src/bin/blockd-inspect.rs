@@ -31,7 +31,7 @@ fn run() -> anyhow::Result<ExitCode> {
     let access = if a.force { Access::ReadOnlyShared } else { Access::ReadOnly };
     let drive =
         open(&a.path, access, Duration::ZERO).context("cannot inspect (--force looks at a drive in use)")?;
-    let report = inspect(&drive).with_context(|| a.path.display().to_string())?;
+    let report = inspect(&drive).context("cannot inspect")?;
     // Whoever reads it may have seen enough.
     let _ = writeln!(std::io::stdout(), "{report:#}");
     Ok(ExitCode::SUCCESS)

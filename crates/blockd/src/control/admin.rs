@@ -1,13 +1,14 @@
 //! What an operator asks of this node: the admin service on its socket, `/metrics` and `/healthz` beside it.
 
 use super::member::Member;
-use super::{Status, ToShard, metrics, thread};
+use super::openings::{self, OpenError};
+use super::{Status, ToShard, metrics, notices};
 use crate::format;
 use crate::state_dir::StateDir;
 use api::v1::blockd_admin_server::{BlockdAdmin, BlockdAdminServer};
 use api::v1::blockd_verify_server::{BlockdVerify, BlockdVerifyServer};
 use api::v1::{
-    AddDriveAnswer, AddDriveRequest, BlockdDrive, BlockdPeer, BlockdSession, BlockdSessions,
+    AddDriveAnswer, AddDriveRequest, BlockdAttaching, BlockdDrive, BlockdPeer, BlockdSession, BlockdSessions,
     BlockdSessionsRequest, BlockdStatus, BlockdStatusRequest, ResyncProgress, SessionKind, SessionState,
     ShutdownAnswer, ShutdownRequest, VerificationRequest, VerificationState,
 };
@@ -31,36 +32,40 @@ pub struct Admin {
     pub facts: Arc<Facts>,
 }
 
-/// All that is served on the admin socket and port.
-pub fn routes(member: &Arc<Member>, facts: &Arc<Facts>) -> Routes {
+/// What the admin port shows, and the socket too: nothing in it changes anything.
+pub fn pages(member: &Arc<Member>) -> Routes {
     let (m, h) = (member.clone(), member.clone());
     let pages = axum::Router::new()
-        .route(
-            "/metrics",
-            axum::routing::get(move || async move {
-                m.shard_status().await.map_or_else(
-                    || {
-                        (
-                            axum::http::StatusCode::SERVICE_UNAVAILABLE,
-                            "the shard does not answer\n".to_string(),
-                        )
-                    },
-                    |s| (axum::http::StatusCode::OK, metrics::page(&s, &m.seen())),
-                )
-            }),
-        )
+        .route("/metrics", axum::routing::get(move || async move { measures(&m).await }))
         .route("/healthz", axum::routing::get(move || async move { health(&h).await }));
-    let admin = || Admin { member: member.clone(), facts: facts.clone() };
     Routes::from(pages)
-        .add_service(BlockdAdminServer::new(admin()))
-        .add_service(BlockdVerifyServer::new(admin()))
 }
 
-/// 200 while the shard turns and no drive has failed; else the reasons.
-async fn health(member: &Member) -> (axum::http::StatusCode, String) {
+/// All that is served on the admin socket: its file's permissions are the guard.
+pub fn routes(member: &Arc<Member>, facts: &Arc<Facts>) -> Routes {
+    let admin = || Admin { member: member.clone(), facts: facts.clone() };
+    pages(member).add_service(BlockdAdminServer::new(admin())).add_service(BlockdVerifyServer::new(admin()))
+}
+
+type Page = (axum::http::StatusCode, String);
+
+const SILENT: &str = "the shard does not answer";
+
+async fn measures(member: &Member) -> Page {
+    match member.shard_status().await {
+        Some(s) => {
+            let drives = notices::drives(member, &s);
+            (axum::http::StatusCode::OK, metrics::page(&s, &drives, &member.seen()))
+        }
+        None => (axum::http::StatusCode::SERVICE_UNAVAILABLE, format!("{SILENT}\n")),
+    }
+}
+
+/// 200 while the shard turns, all drives serve and nobody waits; else the reasons.
+async fn health(member: &Member) -> Page {
     let notices = match member.shard_status().await {
-        Some(s) => notices(member, &s),
-        None => vec!["the shard does not answer".into()],
+        Some(s) => notices::all(member, &s),
+        None => vec![SILENT.into()],
     };
     if notices.is_empty() {
         (axum::http::StatusCode::OK, "ok\n".into())
@@ -69,31 +74,20 @@ async fn health(member: &Member) -> (axum::http::StatusCode, String) {
     }
 }
 
-/// Whatever is not well.
-fn notices(member: &Member, s: &Status) -> Vec<String> {
-    let failed =
-        s.drives.iter().filter(|d| d.state == "failed").map(|d| format!("drive {} has failed", d.path));
-    let waiting = member.seen();
-    let waits = waiting
-        .sessions
-        .iter()
-        .filter_map(|x| x.waiting.as_ref().map(|w| format!("I/O of branch {} waits: {w}", x.branch.0)));
-    let silent = match member.metad.last_answer() {
-        None => Some("no metad has answered yet".to_string()),
-        Some((_, ago)) if ago.as_secs() >= 5 => {
-            Some(format!("no metad has answered for {} s", ago.as_secs()))
-        }
-        Some(_) => None,
-    };
-    failed.chain(waits).chain(silent).chain(waiting.refused.clone()).collect()
+fn millis(d: std::time::Duration) -> u64 {
+    u64::try_from(d.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn kind_of(kind: proto::control::SessionKind) -> SessionKind {
+    match kind {
+        proto::control::SessionKind::Guest => SessionKind::Guest,
+        proto::control::SessionKind::Maintenance => SessionKind::Maintenance,
+    }
 }
 
 impl Admin {
     async fn shard(&self) -> Result<Status, Refusal> {
-        self.member
-            .shard_status()
-            .await
-            .ok_or_else(|| Refusal::deadline_exceeded("the shard does not answer"))
+        self.member.shard_status().await.ok_or_else(|| Refusal::deadline_exceeded(SILENT))
     }
 }
 
@@ -101,7 +95,8 @@ impl Admin {
 impl BlockdAdmin for Admin {
     async fn status(&self, _: Request<BlockdStatusRequest>) -> Result<Response<BlockdStatus>, Refusal> {
         let (s, seen) = (self.shard().await?, self.member.seen());
-        let drives = s.drives.iter().map(|d| {
+        let drives = notices::drives(&self.member, &s);
+        let drives = drives.iter().map(|d| {
             let told = seen.drives.iter().find(|t| t.drive.0 == d.drive);
             BlockdDrive {
                 drive: d.drive,
@@ -109,7 +104,17 @@ impl BlockdAdmin for Admin {
                 capacity: d.capacity,
                 used: told.map_or(0, |t| t.used),
                 state: d.state.into(),
+                reason: d.reason.clone(),
+                since_ms: millis(d.ago),
             }
+        });
+        let attaching = s.attaching.iter().map(|a| BlockdAttaching {
+            volume: a.volume.clone(),
+            kind: kind_of(a.kind).into(),
+            since_ms: notices::ago(a.since).as_millis(),
+            reason: a.reason.clone(),
+            exports: u32::try_from(a.exports).unwrap_or(u32::MAX),
+            requests: a.requests as u64,
         });
         let peers = seen.nodes.iter().filter(|n| n.node != self.member.node).map(|n| BlockdPeer {
             node: n.node.0,
@@ -117,7 +122,6 @@ impl BlockdAdmin for Admin {
             connected: seen.reaches.contains(&n.node),
         });
         let metad = self.member.metad.last_answer();
-        let millis = |d: std::time::Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
         Ok(Response::new(BlockdStatus {
             node: self.member.node.0,
             name: self.facts.name.clone(),
@@ -131,7 +135,8 @@ impl BlockdAdmin for Admin {
             peers: peers.collect(),
             metad_ago_ms: metad.as_ref().map_or(0, |(_, ago)| millis(*ago)),
             metad: metad.map(|(a, _)| a).unwrap_or_default(),
-            notices: notices(&self.member, &s),
+            notices: notices::all(&self.member, &s),
+            attaching: attaching.collect(),
         }))
     }
 
@@ -144,24 +149,18 @@ impl BlockdAdmin for Admin {
         if !path.is_absolute() {
             return Err(Refusal::invalid_argument("the path of a drive starts with /"));
         }
-        if r.format {
-            let wish = format::Wish {
-                cluster: self.member.cluster,
-                node: self.member.node,
-                size: None,
-                preallocate: false,
-                force: !r.force.is_empty(),
-            };
-            let at = path.clone();
-            let done = tokio::task::spawn_blocking(move || format::format(&at, &wish)).await;
-            let done = done.map_err(|e| Refusal::internal(e.to_string()))?;
-            let done = done.map_err(|e| Refusal::failed_precondition(e.to_string()))?;
-            tracing::warn!(path = r.path, drive = done.drive.0, reason = r.force, "drive formatted");
-        }
-        let (member, state) = (self.member.clone(), self.facts.state.clone());
+        let wish = r.format.then(|| format::Wish {
+            tool: format::Tool::Blockctl,
+            cluster: self.member.cluster,
+            node: self.member.node,
+            size: None,
+            preallocate: false,
+            force: !r.force.is_empty(),
+        });
+        let (member, state, force) = (self.member.clone(), self.facts.state.clone(), r.force);
         let added = tokio::task::spawn_blocking(move || {
-            let answer = thread::open_drive(&member, &path)
-                .map_err(|e| Refusal::failed_precondition(e.to_string()))?;
+            let refused = |e: OpenError| Refusal::failed_precondition(e.to_string());
+            let answer = openings::add(&member, &path, wish.as_ref(), &force).map_err(refused)?;
             state.add_drive(&path).map_err(|e| Refusal::internal(e.to_string()))?;
             Ok::<_, Refusal>(answer)
         });
@@ -177,11 +176,7 @@ impl BlockdAdmin for Admin {
                 branch: x.branch.0,
                 volume: export.map(|e| e.volume.clone()).unwrap_or_default(),
                 epoch: x.epoch.0,
-                kind: match x.kind {
-                    proto::control::SessionKind::Guest => SessionKind::Guest,
-                    proto::control::SessionKind::Maintenance => SessionKind::Maintenance,
-                }
-                .into(),
+                kind: kind_of(x.kind).into(),
                 state: match x.state {
                     proto::control::SessionState::Opening => SessionState::Opening,
                     proto::control::SessionState::Serving => SessionState::Serving,

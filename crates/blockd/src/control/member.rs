@@ -1,6 +1,7 @@
 //! This node as a member of the cluster: registers it and its drives with metad, and passes metad's watch on.
 
 use super::metad::{CallError, Metad};
+use super::openings::Openings;
 use super::{ToControl, ToShard};
 use crate::mailbox::Sender;
 use api::v1::{RegisterDrive, RegisterRequest, WatchRequest};
@@ -32,6 +33,7 @@ pub struct Member {
     pub cluster: ClusterId,
     pub process: ProcessNumber,
     pub request: RegisterRequest,
+    pub openings: Openings,
     shard: Sender<ToShard>,
     /// Drives to be registered, by id.
     drives: Mutex<BTreeMap<u64, RegisterDrive>>,
@@ -56,6 +58,7 @@ impl Member {
             cluster: ClusterId(u128::from_be_bytes(cluster)),
             process: ProcessNumber(request.process),
             request,
+            openings: Openings::default(),
             shard,
             drives: Mutex::default(),
             more: Notify::new(),

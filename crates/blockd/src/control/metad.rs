@@ -24,6 +24,8 @@ struct Directory {
     channels: HashMap<String, Channel>,
     current: usize,
     answered: Option<(String, Instant)>,
+    /// Why an address did not answer, the last time.
+    failed: HashMap<String, String>,
 }
 
 pub struct Metad {
@@ -40,12 +42,30 @@ pub enum CallError {
     Refused(String),
 }
 
+/// What a call failed of: the innermost error says it.
+fn cause(status: &Status) -> String {
+    let mut innermost: &dyn std::error::Error = status;
+    while let Some(source) = innermost.source() {
+        innermost = source;
+    }
+    if std::error::Error::source(status).is_some() {
+        innermost.to_string()
+    } else {
+        status.message().to_string()
+    }
+}
+
 impl Metad {
     /// `file` lists further addresses, one a line; it may change.
     #[must_use]
     pub fn new(addresses: Vec<String>, file: Option<PathBuf>) -> Metad {
-        let directory =
-            Mutex::new(Directory { addresses, channels: HashMap::new(), current: 0, answered: None });
+        let directory = Mutex::new(Directory {
+            addresses,
+            channels: HashMap::new(),
+            current: 0,
+            answered: None,
+            failed: HashMap::new(),
+        });
         let metad = Metad { directory, file };
         metad.reload();
         metad
@@ -75,6 +95,19 @@ impl Metad {
     #[must_use]
     pub fn last_answer(&self) -> Option<(String, Duration)> {
         self.directory().answered.as_ref().map(|(a, t)| (a.clone(), t.elapsed()))
+    }
+
+    /// Every address, and why it did not answer the last time; for whoever waits.
+    #[must_use]
+    pub fn tried(&self) -> String {
+        let d = self.directory();
+        let why = |a: &String| d.failed.get(a).map_or("not asked yet", String::as_str).to_string();
+        let all: Vec<String> = d.addresses.iter().map(|a| format!("{a} ({})", why(a))).collect();
+        if all.is_empty() { "no address of a metad is known".into() } else { all.join(", ") }
+    }
+
+    fn note_failure(&self, address: &str, why: String) {
+        self.directory().failed.insert(address.into(), why);
     }
 
     /// The one to ask now.
@@ -135,6 +168,7 @@ impl Metad {
             return Err(CallError::Refused(status.message().into()));
         }
         tracing::debug!(metad = address, status = %status.message(), "metad did not answer");
+        self.note_failure(address, cause(status));
         let hinted = leader.as_ref().is_some_and(|l| !l.is_empty());
         self.turn(address, leader);
         if !hinted {
@@ -165,6 +199,7 @@ impl Metad {
                 Ok(Err(status)) => self.failed(&address, &status).await?,
                 Err(_) => {
                     // Connected, yet silent: stopped, or cut off.
+                    self.note_failure(&address, "no answer in time".into());
                     self.turn(&address, None);
                     return Err(CallError::Unavailable);
                 }
@@ -246,6 +281,9 @@ mod tests {
         let answer = runtime.block_on(m.call(&MetaRequest::Volumes { name: None }));
         assert_eq!(answer, MetaAnswer::Unavailable);
         assert!(t.elapsed() < Duration::from_millis(1500), "{:?}", t.elapsed());
+        let tried = m.tried();
+        assert!(tried.starts_with("127.0.0.1:1 (") && tried.contains(", 127.0.0.1:2 ("), "{tried}");
+        assert!(tried.contains("refused"), "{tried}");
     }
 
     #[test]
@@ -258,6 +296,7 @@ mod tests {
         assert_eq!(runtime.block_on(m.call(&MetaRequest::Volumes { name: None })), MetaAnswer::Unavailable);
         assert!(t.elapsed() < Duration::from_millis(1500), "{:?}", t.elapsed());
         assert_ne!(current(&m), address);
+        assert!(m.tried().contains(&format!("{address} (no answer in time)")), "{}", m.tried());
     }
 
     #[test]

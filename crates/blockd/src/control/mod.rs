@@ -4,24 +4,31 @@ pub mod admin;
 pub mod member;
 pub mod metad;
 mod metrics;
+mod notices;
+pub mod openings;
 pub mod thread;
 
 use crate::device::Drive;
+use crate::drives::DriveCounts;
 use crate::export::ConnId;
-use crate::shard::DriveCounts;
-use node::{LinkId, VerifyState};
+use crate::export::latency::Latencies;
+use node::{DriveState, LinkId, SeatView, VerifyState};
 use proto::control::{MetaAnswer, MetaRequest, WatchUpdate};
-use proto::{BranchId, OpenId, RequestId};
+use proto::{BranchId, DriveId, OpenId, RequestId, Time};
 use std::net::SocketAddr;
+use store::event::Failure;
 
 /// Who wants to know of volumes.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Question {
     /// NBD_OPT_LIST.
     List(ConnId),
-    /// NBD_OPT_INFO.
-    Look(ConnId),
+    /// NBD_OPT_INFO of this name.
+    Look(ConnId, String),
 }
+
+/// Told what became of a drive's opening, once.
+pub type DriveOpened = Box<dyn FnOnce(Result<DriveId, Failure>) + Send>;
 
 /// To the control thread.
 #[derive(Debug)]
@@ -60,6 +67,7 @@ pub enum ToShard {
     Drive {
         drive: Drive,
         opening: OpenId,
+        opened: DriveOpened,
     },
     Status(Box<dyn FnOnce(Status) + Send>),
     /// How far a `volume verify` is.
@@ -76,7 +84,11 @@ pub enum ToShard {
 pub struct Status {
     pub drives: Vec<DriveStatus>,
     pub exports: Vec<ExportStatus>,
+    /// Seats whose session metad has not granted yet.
+    pub attaching: Vec<SeatView>,
     pub clients: usize,
+    pub turned_away: u64,
+    pub latencies: Latencies,
     pub in_flight: usize,
     pub requests: u64,
     pub links: usize,
@@ -101,6 +113,8 @@ pub struct DriveStatus {
     pub drive: u64,
     pub path: String,
     pub capacity: u64,
-    pub state: &'static str,
+    pub state: DriveState,
+    /// By the shard's clock; none: a moment ago.
+    pub since: Option<Time>,
     pub counts: DriveCounts,
 }

@@ -4,11 +4,8 @@ use super::admin::{self, Facts};
 use super::member::Member;
 use super::{ToControl, ToShard};
 use crate::config::Config;
-use crate::device::{self, Access, DeviceError};
 use crate::logging::Reload;
 use crate::{notify, sys};
-use api::v1::RegisterDrive;
-use proto::{DriveId, OpenId};
 use std::future::Future;
 use std::io;
 use std::net::TcpListener;
@@ -49,14 +46,14 @@ pub fn run(runtime: &tokio::runtime::Runtime, setup: Setup) -> io::Result<()> {
         let socket = tokio_stream::wrappers::UnixListenerStream::new(tokio::net::UnixListener::from_std(
             admin_socket,
         )?);
-        let routes = admin::routes(&member, &facts);
         let server = || Server::builder().accept_http1(true);
-        serve(server().add_routes(routes.clone()).serve_with_incoming(socket));
+        serve(server().add_routes(admin::routes(&member, &facts)).serve_with_incoming(socket));
         if let Some(port) = admin_port {
             port.set_nonblocking(true)?;
             let port =
                 tokio_stream::wrappers::TcpListenerStream::new(tokio::net::TcpListener::from_std(port)?);
-            serve(server().add_routes(routes).serve_with_incoming(port));
+            // Whoever reaches a port may look, not act.
+            serve(server().add_routes(admin::pages(&member)).serve_with_incoming(port));
         }
         tokio::spawn(signals(member.clone(), log, config));
         while let Some(message) = shard_asks.recv().await {
@@ -116,40 +113,4 @@ fn reload(member: &Member, log: &Reload, path: &Path) {
         }
         Err(error) => tracing::error!(%error, "configuration not read again"),
     }
-}
-
-/// Why a drive does not serve.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    #[error(transparent)]
-    Device(#[from] DeviceError),
-    #[error("{path}: {source}")]
-    Io { path: PathBuf, source: io::Error },
-    #[error("{path}: {source}. {}", remedy(.source))]
-    Superblock { path: PathBuf, source: store::event::Failure },
-}
-
-fn remedy(failure: &store::event::Failure) -> &'static str {
-    use store::event::Failure;
-    match failure {
-        Failure::NoSuperblock | Failure::Foreign(_) => {
-            "To make it a drive of this node: blockctl drive add, or blockd-format"
-        }
-        Failure::Shrunk { .. } => "Nothing was changed: give it its size back and start blockd again",
-        _ => "Nothing was changed",
-    }
-}
-
-/// Opens and locks a drive, tells metad and the shard of it.
-pub fn open_drive(member: &Member, path: &Path) -> Result<(DriveId, u64), OpenError> {
-    let failed = |source| OpenError::Io { path: path.into(), source };
-    let foreign = |source| OpenError::Superblock { path: path.into(), source };
-    let drive = device::open(path, Access::ReadWrite, device::LOCK_WAIT)?;
-    let found = crate::format::superblock_of(&drive).map_err(failed)?.map_err(foreign)?;
-    found.check_owner(member.cluster, member.node, drive.size).map_err(foreign)?;
-    let capacity = drive.size;
-    member.add_drive(RegisterDrive { drive: found.drive.0, capacity, path: path.display().to_string() });
-    let opening = OpenId(sys::random().map_err(failed)?);
-    member.shard().send(ToShard::Drive { drive, opening });
-    Ok((found.drive, capacity))
 }

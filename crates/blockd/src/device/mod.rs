@@ -1,6 +1,7 @@
 //! Drives as blockd opens them: a block device or a file, by O_DIRECT, locked on the very descriptor that the ring will
 //! use. The lock is then released with the last write in flight, not with the process.
 
+pub mod claims;
 pub mod signature;
 
 use crate::sys;
@@ -21,6 +22,8 @@ pub enum DeviceError {
     Io { path: PathBuf, source: io::Error },
     #[error("{0}: neither a block device nor a file")]
     Kind(PathBuf),
+    #[error("{path}: this blockd has it already, as {known}")]
+    Ours { path: PathBuf, known: PathBuf },
     #[error(
         "{path}: in use by another process (waited {waited:?}): another blockd, a mounted file system, or LVM"
     )]
@@ -47,6 +50,8 @@ pub struct Drive {
     /// What was written may be lost by a power cut until it is flushed.
     pub volatile_cache: bool,
     pub is_device: bool,
+    /// Of a drive that this process is to serve.
+    pub claim: Option<claims::Claim>,
 }
 
 /// Opens and locks the drive at `path`, waiting up to `wait` for its lock.
@@ -89,7 +94,7 @@ pub fn open(path: &Path, access: Access, wait: Duration) -> Result<Drive, Device
     let volatile_cache =
         !is_device || has_volatile_cache(Path::new("/sys"), sys::device_numbers(meta.rdev()));
     let size = size / BLOCK as u64 * BLOCK as u64;
-    Ok(Drive { fd: file.into(), path: path.into(), size, volatile_cache, is_device })
+    Ok(Drive { fd: file.into(), path: path.into(), size, volatile_cache, is_device, claim: None })
 }
 
 /// What the kernel says of a block device's cache; "write back" unless it clearly says otherwise.

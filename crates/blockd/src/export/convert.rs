@@ -49,33 +49,36 @@ pub(super) fn export(info: &ExportInfo) -> Export {
     Export { size: info.geometry.size, read_only: info.read_only, description: String::new() }
 }
 
-pub(super) fn refused(error: &ExportError) -> Refused {
+/// Why this node does not give the volume to a guest.
+pub(super) fn refused(node: &str, volume: &str, error: &ExportError) -> Refused {
     let kind = match error {
         ExportError::NoSuchVolume => RefusalKind::Unknown,
         ExportError::Closing => RefusalKind::Shutdown,
         _ => RefusalKind::Policy,
     };
-    refuse(kind, error.to_string())
+    refuse(kind, format!("volume \"{volume}\" cannot be had on node {node}: {error}"))
 }
 
-fn volumes(answer: MetaAnswer) -> Result<Vec<VolumeSummary>, Refused> {
+fn volumes(answer: MetaAnswer) -> Result<Vec<VolumeSummary>, ExportError> {
     match answer {
         MetaAnswer::Volumes(v) => Ok(v),
         MetaAnswer::Refused(proto::control::MetaRefusal::NoSuchVolume) => Ok(Vec::new()),
-        _ => Err(refused(&ExportError::NoMetad)),
+        _ => Err(ExportError::NoMetad),
     }
 }
 
-pub(super) fn list(answer: MetaAnswer) -> Result<Vec<Listed>, Refused> {
-    let ready = volumes(answer)?.into_iter().filter(|v| v.ready);
+pub(super) fn list(node: &str, answer: MetaAnswer) -> Result<Vec<Listed>, Refused> {
+    let failed = |e| refuse(RefusalKind::Policy, format!("node {node} cannot list the volumes: {e}"));
+    let ready = volumes(answer).map_err(failed)?.into_iter().filter(|v| v.ready);
     Ok(ready.map(|v| Listed { name: v.name, description: String::new() }).collect())
 }
 
 /// What metad says of one volume.
-pub(super) fn looked(answer: MetaAnswer) -> Result<Export, Refused> {
-    match volumes(answer)?.as_slice() {
+pub(super) fn looked(node: &str, name: &str, answer: MetaAnswer) -> Result<Export, Refused> {
+    let refused = |e| refused(node, name, &e);
+    match volumes(answer).map_err(refused)?.as_slice() {
         [v] if v.ready => Ok(Export { size: v.geometry.size, read_only: false, description: String::new() }),
-        [_] => Err(refused(&ExportError::NotReady)),
-        _ => Err(refused(&ExportError::NoSuchVolume)),
+        [_] => Err(refused(ExportError::NotReady)),
+        _ => Err(refused(ExportError::NoSuchVolume)),
     }
 }

@@ -7,19 +7,21 @@
 mod connection;
 mod convert;
 pub mod door;
+pub mod latency;
 
 use crate::control::{ExportStatus, Question, ToControl};
 use crate::net::Way;
 use crate::ring::{Errno, Outgoing, Ring};
 use crate::shard::Tag;
 use connection::Connection;
+use latency::{Clock, Kind, Latencies};
 use nbd::{Ask, RefusalKind, Refused, RequestId};
 use node::{Event, ExportError, ExportInfo};
 use proto::control::MetaAnswer;
-use proto::{ExportId, Geometry, Map, Ticket};
+use proto::{ExportId, Geometry, Map, Span, Ticket, Time};
 use slab::Slab;
 use std::collections::VecDeque;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use volume::{GuestError, GuestReply, GuestRequest};
 
 /// Number of a connection of a guest; never reused.
@@ -42,10 +44,53 @@ struct Export {
 struct Asked {
     connection: ConnId,
     request: RequestId,
+    clock: Clock,
 }
+
+/// What guests may take of this process.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Connections at once.
+    pub connections: usize,
+    /// From the connect until the client has entered an export.
+    pub handshake: Span,
+    /// Descriptors that the process may have (RLIMIT_NOFILE).
+    pub descriptors: u64,
+    /// So many of them guests leave to peers, drives and metad.
+    pub kept_back: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        let descriptors = crate::sys::descriptors();
+        // Where there are few, guests get half.
+        let kept_back = KEPT_BACK.min(descriptors / 2);
+        Limits { connections: CONNECTIONS, handshake: HANDSHAKE, descriptors, kept_back }
+    }
+}
+
+/// Connections of guests at once, unless told otherwise.
+const CONNECTIONS: usize = 1024;
+/// A client that has not entered an export by then goes.
+const HANDSHAKE: Span = Span::secs(30);
+const KEPT_BACK: u64 = 256;
+/// Between two lines of the log about guests that were not let in.
+const SAY_AGAIN: Span = Span::secs(10);
 
 #[derive(Default)]
 pub struct Exports {
+    /// This node's name, for messages.
+    pub node: String,
+    pub limits: Limits,
+    /// The turn's.
+    now: Time,
+    /// Connections in their handshake and until when, oldest first; some have entered or gone meanwhile.
+    handshakes: VecDeque<(Time, ConnId)>,
+    /// Not before then it is said again that guests are not let in.
+    quiet_until: Time,
+    /// Connections that were not let in, or went for their handshake's sake.
+    pub turned_away: u64,
+    pub latencies: Latencies,
     connections: Map<ConnId, Connection>,
     exports: Map<String, Export>,
     names: Map<ExportId, String>,
@@ -66,8 +111,59 @@ pub struct Exports {
 }
 
 impl Exports {
+    /// A turn begins, at this time. Handshakes that are due end.
+    pub fn turn(&mut self, ring: &mut Ring<Tag>, now: Time) {
+        self.now = now;
+        while let Some(&(until, id)) = self.handshakes.front() {
+            match self.connections.get(&id) {
+                Some(c) if c.server.export().is_none() && until > now => break,
+                // It waits for us: for a volume that is being opened, say.
+                Some(c) if c.server.export().is_none() && c.name.is_some() => {
+                    self.handshakes.push_back((now + self.limits.handshake, id));
+                }
+                Some(c) if c.server.export().is_none() => {
+                    self.turn_away("it entered no export in time");
+                    self.drop_connection(ring, id);
+                }
+                _ => {}
+            }
+            self.handshakes.pop_front();
+        }
+    }
+
+    /// When `turn` has something to do; `Time::FAR`: never.
+    #[must_use]
+    pub fn next_wake(&self) -> Time {
+        self.handshakes.front().map_or(Time::FAR, |(until, _)| *until)
+    }
+
+    fn turn_away(&mut self, why: &str) {
+        self.turned_away += 1;
+        if self.now >= self.quiet_until {
+            self.quiet_until = self.now + SAY_AGAIN;
+            let (total, connections) = (self.turned_away, self.connections.len());
+            tracing::warn!(total, connections, why, "an NBD client was turned away");
+        }
+    }
+
+    /// Why this socket, just accepted, is not let in.
+    fn full(&self, socket: &OwnedFd) -> Option<&'static str> {
+        // The kernel gives the lowest number that is free: all below are taken.
+        let taken = u64::try_from(socket.as_raw_fd()).expect("a descriptor");
+        if self.connections.len() >= self.limits.connections {
+            Some("as many clients are connected as may be (nbd_clients)")
+        } else if taken + self.limits.kept_back >= self.limits.descriptors {
+            Some("too few descriptors are left: raise the limit of open files (LimitNOFILE)")
+        } else {
+            None
+        }
+    }
+
     /// A client has connected.
     pub fn accept(&mut self, ring: &mut Ring<Tag>, socket: OwnedFd) {
+        if let Some(why) = self.full(&socket) {
+            return self.turn_away(why);
+        }
         let id = ConnId(self.next_connection);
         self.next_connection += 1;
         let mut c = Connection::new(ring.add(socket));
@@ -75,6 +171,7 @@ impl Exports {
             c.server.drain();
         }
         self.connections.insert(id, c);
+        self.handshakes.push_back((self.now + self.limits.handshake, id));
         self.pump(ring, id);
     }
 
@@ -138,7 +235,8 @@ impl Exports {
                 self.requests += 1;
                 let c = self.connections.get(&id).expect("the asking connection");
                 let export = c.export.expect("requests come after the export was opened");
-                let ticket = Ticket(self.tickets.insert(Asked { connection: id, request }) as u64);
+                let clock = Clock { kind: Kind::of(&op), since: self.now };
+                let ticket = Ticket(self.tickets.insert(Asked { connection: id, request, clock }) as u64);
                 let request = GuestRequest { ticket, op: convert::guest_op(op) };
                 self.events.push_back(Event::Guest { export, request });
             }
@@ -152,14 +250,17 @@ impl Exports {
                 let export = convert::export(info);
                 self.answer(id, Ok(export));
             }
-            _ => self.asks.push(ToControl::Volumes { question: Question::Look(id), name: Some(name) }),
+            _ => self
+                .asks
+                .push(ToControl::Volumes { question: Question::Look(id, name.clone()), name: Some(name) }),
         }
     }
 
     /// NBD_OPT_GO.
     fn enter(&mut self, id: ConnId, name: String) {
         if self.draining {
-            return self.answer(id, Err(convert::refused(&ExportError::Closing)));
+            let refused = convert::refused(&self.node, &name, &ExportError::Closing);
+            return self.answer(id, Err(refused));
         }
         let Some(c) = self.connections.get_mut(&id) else { return };
         c.name = Some(name.clone());
@@ -210,8 +311,9 @@ impl Exports {
         let Some(name) = self.names.remove(&export) else { return };
         let e = self.exports.remove(&name).expect("an export has its name");
         tracing::info!(volume = name, clients = e.clients.len(), %error, "export refused");
+        let refused = convert::refused(&self.node, &name, error);
         for id in e.clients {
-            self.answer(id, Err(convert::refused(error)));
+            self.answer(id, Err(refused.clone()));
         }
     }
 
@@ -261,9 +363,10 @@ impl Exports {
     }
 
     /// `Effect::Complete`.
-    pub fn complete(&mut self, ticket: Ticket, result: Result<GuestReply, GuestError>) {
+    pub fn complete(&mut self, now: Time, ticket: Ticket, result: Result<GuestReply, GuestError>) {
         let key = usize::try_from(ticket.0).expect("a key of `tickets`");
         let asked = self.tickets.remove(key);
+        self.latencies.add(asked.clock.kind, now.since(asked.clock.since));
         let Some(c) = self.connections.get_mut(&asked.connection) else { return };
         match result {
             // A pause for the guest, not an error, if its client connects again. (Elsewhere it is one: another guest
@@ -280,12 +383,15 @@ impl Exports {
         match question {
             Question::List(id) => {
                 if let Some(c) = self.connections.get_mut(&id) {
-                    c.server.answer_list(convert::list(answer));
+                    c.server.answer_list(convert::list(&self.node, answer));
                     c.resume = true;
                     self.touch(id);
                 }
             }
-            Question::Look(id) => self.answer(id, convert::looked(answer)),
+            Question::Look(id, name) => {
+                let answer = convert::looked(&self.node, &name, answer);
+                self.answer(id, answer);
+            }
         }
     }
 

@@ -5,9 +5,9 @@ use blockd::core::Core;
 use nbd::client::{Client, Command, Event as Said, Goal, Outcome, Wish};
 use nbd::memory::{MemoryDisk, Reply};
 use nbd::{Mode, Op};
-use node::{Effect, Event, ExportError, ExportInfo, LinkId};
+use node::{DriveState, DriveView, Effect, Event, ExportError, ExportInfo, LinkId, SeatView};
 use proto::control::WatchUpdate;
-use proto::{BranchId, Geometry, Ticket, Time};
+use proto::{BranchId, DriveId, Geometry, Ticket, Time};
 use std::collections::VecDeque;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -26,6 +26,10 @@ pub struct Plain {
     /// Bytes that came back on links it dialled.
     pub echoed: mpsc::Sender<usize>,
     pub tell: mpsc::Sender<&'static str>,
+    pub drives: Vec<DriveView>,
+    /// What becomes of the next drives that are opened; then they serve.
+    pub fates: VecDeque<DriveState>,
+    pub attaching: Vec<SeatView>,
 }
 
 fn op(op: GuestOp) -> Op {
@@ -58,7 +62,16 @@ fn reply(reply: Reply) -> Result<GuestReply, GuestError> {
 
 impl Plain {
     pub fn new(echoed: mpsc::Sender<usize>, tell: mpsc::Sender<&'static str>) -> Plain {
-        Plain { disk: MemoryDisk::new(SIZE), effects: VecDeque::new(), held: Vec::new(), echoed, tell }
+        Plain {
+            disk: MemoryDisk::new(SIZE),
+            effects: VecDeque::new(),
+            held: Vec::new(),
+            echoed,
+            tell,
+            drives: Vec::new(),
+            fates: VecDeque::new(),
+            attaching: Vec::new(),
+        }
     }
 }
 
@@ -67,7 +80,14 @@ impl Core for Plain {
         None
     }
 
-    fn handle(&mut self, _: Time, event: Event) {
+    fn drives(&self) -> Vec<DriveView> {
+        self.drives.clone()
+    }
+    fn attaching(&self) -> Vec<SeatView> {
+        self.attaching.clone()
+    }
+
+    fn handle(&mut self, now: Time, event: Event) {
         assert!(self.effects.is_empty(), "drained before the next event");
         match event {
             Event::OpenExport { export, volume, .. } if volume == "mem" => {
@@ -83,6 +103,15 @@ impl Core for Plain {
                     ExportError::NoSuchVolume
                 };
                 self.effects.push_back(Effect::ExportRefused { export, error });
+            }
+            Event::AddDrive(d) => {
+                let state = self.fates.pop_front().unwrap_or(DriveState::Serving);
+                let (handle, drive) = (d.handle, DriveId(u64::from(d.handle) + 100));
+                self.effects.push_back(match &state {
+                    DriveState::Failed(failure) => Effect::DriveFailed { handle, failure: failure.clone() },
+                    _ => Effect::DriveOpened { handle, drive },
+                });
+                self.drives.push(DriveView { handle, drive, state, since: now });
             }
             Event::CloseExport { .. } => self.tell.send("close").unwrap(),
             Event::Guest { export, request } => self.held.push((export, request.ticket, request.op)),

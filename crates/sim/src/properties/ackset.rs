@@ -21,6 +21,8 @@ pub struct AckSet {
 impl AckSet {
     pub fn asked(&mut self, volume: usize, request: &GuestRequest) {
         let contents = |i: usize| match &request.op {
+            // Zeroes that take their space are data.
+            GuestOp::WriteZeroes { no_hole: true, .. } => Block::Data(Sum::of(&[0; proto::limits::BLOCK])),
             GuestOp::Write { data, .. } => Block::Data(Sum::of(data.payload.block(i))),
             _ => Block::Zero,
         };
