@@ -6,14 +6,15 @@ mod seats;
 mod world;
 
 use node::event::Notice;
-use node::{Event, ExportError};
-use proto::control::WatchUpdate;
+use node::{DriveState, Event, ExportError};
+use proto::control::{MetaRefusal, WatchUpdate};
 use proto::message::View;
 use proto::{BranchId, ExportId, NodeId, Span};
+use store::event::Failure;
 use store::view::BlockView;
 use volume::GuestOp;
-use world::World;
 use world::load::Load;
+use world::{HANDLES, World};
 
 fn pattern(seed: u8, len: usize) -> Vec<u8> {
     (0..len).map(|i| seed.wrapping_mul(31).wrapping_add((i / 7 % 251).try_into().unwrap())).collect()
@@ -576,4 +577,90 @@ fn an_order_to_erase_reaches_a_drive_that_is_not_open_yet() {
     let erased = w.until(Span::secs(3), |w| w.metad.deleted == held);
     assert!(erased, "{:?} {}", w.metad.deleted, w.tail());
     assert_eq!(w.node(3).stores().next().unwrap().1.replicas(), []);
+}
+
+/// State of the drive that was added under this handle.
+fn drive_state(w: &World, n: u32, handle: u32) -> Option<DriveState> {
+    w.node(n).drive_views().into_iter().find(|v| v.handle == handle).map(|v| v.state)
+}
+
+#[test]
+fn a_drive_that_failed_is_added_again_and_is_not_believed_until_metad_confirms_it() {
+    let (mut w, branch) = made(1);
+    w.must_open(1, 1, "v", false);
+    let mut load = Load::new(&w, 1, 1, 500);
+    load.run(&mut w, Span::millis(300));
+    assert_eq!(drive_state(&w, 3, 0), Some(DriveState::Serving));
+    w.break_drive(3);
+    load.run(&mut w, Span::secs(4));
+    assert!(load.gap < Span::secs(3), "guests go on with two");
+    let [(_, failure)] = &w.failures[..] else { panic!("{:?}", w.failures) };
+    assert_eq!(drive_state(&w, 3, 0), Some(DriveState::Failed(failure.clone())), "the cause is kept");
+    // The same boot, and yet what was not flushed may be gone: it waits for metad.
+    w.metad.leaderless = true;
+    w.add_again(3, HANDLES);
+    let opened = w.until(Span::secs(2), |w| drive_state(w, 3, HANDLES) != Some(DriveState::Opening));
+    assert!(opened);
+    load.run(&mut w, Span::secs(2));
+    assert_eq!(drive_state(&w, 3, HANDLES), Some(DriveState::Confirming { refused: None }));
+    assert_eq!(drive_state(&w, 3, 0), Some(DriveState::Closed));
+    assert_eq!(w.node(3).drives().len(), 1, "one drive is told of once");
+    w.metad.leaderless = false;
+    let serves = w.until(Span::secs(3), |w| drive_state(w, 3, HANDLES) == Some(DriveState::Serving));
+    assert!(serves, "{}", w.tail());
+    load.run(&mut w, Span::millis(500));
+    load.drain(&mut w);
+    heals(&mut w, branch);
+    load.check(&mut w, 1, 1);
+    same_everywhere(&w, branch, &[1, 2, 3]);
+}
+
+#[test]
+fn a_drive_that_cannot_be_opened_is_tried_again_in_its_own_place() {
+    let mut w = World::new(3);
+    w.break_drive(2);
+    w.run(Span::millis(300));
+    assert!(matches!(drive_state(&w, 2, 0), Some(DriveState::Failed(Failure::Io { .. }))));
+    for again in 1..5 {
+        w.add_again(2, again * HANDLES);
+        w.hosts.get_mut(&NodeId(2)).unwrap().media[0].break_down();
+        w.run(Span::millis(50));
+        assert_eq!(w.node(2).drive_views().len(), 1, "tries leave nothing behind");
+    }
+    assert_eq!(w.failures.len(), 5);
+    w.add_again(2, 5 * HANDLES);
+    w.run(Span::secs(1));
+    assert_eq!(drive_state(&w, 2, 5 * HANDLES), Some(DriveState::Serving));
+}
+
+#[test]
+fn a_drive_that_metad_does_not_know_says_so_once_and_a_stranger_never_serves() {
+    let mut w = World::new(3);
+    w.metad.refuses.insert(world::drive_of(2), MetaRefusal::UnknownDrive);
+    w.metad.refuses.insert(world::drive_of(3), MetaRefusal::Stranger);
+    w.run(Span::secs(20));
+    let refused = Some(MetaRefusal::UnknownDrive);
+    assert_eq!(drive_state(&w, 2, 0), Some(DriveState::Confirming { refused }));
+    assert_eq!(drive_state(&w, 3, 0), Some(DriveState::Stranger));
+    assert_eq!(w.noticed(|n| matches!(n, Notice::NotConfirmed { .. })), 1);
+    assert!(!w.node(3).drives()[0].serving && !w.node(2).drives()[0].serving);
+    let since = w.node(2).drive_views()[0].since;
+    assert!(w.now.since(since) > Span::secs(15), "asking again is no news");
+    w.metad.refuses.clear();
+    w.run(Span::secs(6));
+    assert_eq!(drive_state(&w, 2, 0), Some(DriveState::Serving), "it asked again");
+}
+
+#[test]
+fn a_guest_that_waits_for_its_volume_is_in_the_list_with_its_reason() {
+    let (mut w, _) = made(1);
+    w.must_open(1, 1, "v", false);
+    w.open(2, 2, "v", false);
+    w.run(Span::secs(1));
+    let waiting = w.node(2).seats_attaching();
+    let [seat] = &waiting[..] else { panic!("{waiting:?}") };
+    assert_eq!((&*seat.volume, seat.exports, seat.requests), ("v", 1, 0));
+    assert!(seat.reason.contains("the volume is attached on node n1 (epoch "), "{}", seat.reason);
+    assert!(w.now.since(seat.since) >= Span::millis(900));
+    assert!(w.node(1).seats_attaching().is_empty());
 }

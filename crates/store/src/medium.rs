@@ -222,6 +222,11 @@ impl Medium {
         self.broken = true;
     }
 
+    /// I/O succeeds again, on what is there.
+    pub fn mend(&mut self) {
+        self.broken = false;
+    }
+
     fn sector(&self, offset: u64, blocks: u64) -> u64 {
         assert!(offset.is_multiple_of(BLOCK as u64), "an I/O is aligned");
         assert!(blocks > 0 && offset + blocks * BLOCK as u64 <= self.size, "an I/O lies within the drive");

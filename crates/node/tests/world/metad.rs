@@ -32,6 +32,8 @@ pub struct Metad {
     reaches: BTreeMap<NodeId, Vec<NodeId>>,
     answers: BTreeMap<RequestId, MetaAnswer>,
     pub confirmed: BTreeSet<DriveId>,
+    /// Drives whose openings are not confirmed, and why.
+    pub refuses: BTreeMap<DriveId, MetaRefusal>,
     down: BTreeSet<DriveId>,
     /// To be pushed.
     pending: Vec<(NodeId, WatchUpdate)>,
@@ -53,6 +55,7 @@ impl Metad {
             reaches: BTreeMap::new(),
             answers: BTreeMap::new(),
             confirmed: BTreeSet::new(),
+            refuses: BTreeMap::new(),
             down: BTreeSet::new(),
             pending: vec![],
             lose_attached: 0,
@@ -199,6 +202,9 @@ impl Metad {
                 MetaAnswer::Created { configurations, placement: None }
             }
             MetaRequest::DriveOpened { drive, .. } => {
+                if let Some(refusal) = self.refuses.get(&drive) {
+                    return MetaAnswer::Refused(refusal.clone());
+                }
                 self.confirmed.insert(drive);
                 MetaAnswer::DriveConfirmed { drive }
             }

@@ -10,6 +10,7 @@ use node::{Effect, Event, ExportError, ExportInfo, LinkId, Node, NodeParams};
 use proto::control::NodeSummary;
 use proto::{ClusterId, DriveId, ExportId, NodeId, OpenId, Payload, ProcessNumber, Span, Ticket, Time};
 use std::collections::{BTreeMap, BTreeSet};
+use store::event::Failure;
 use store::medium::Medium;
 use store::{FormatParams, IoId, IoOp};
 use volume::{GuestData, GuestError, GuestOp, GuestReply, GuestRequest, ReadPiece};
@@ -62,6 +63,9 @@ pub struct World {
     pub notices: Vec<(Time, NodeId, Notice)>,
     pub stopped: BTreeSet<NodeId>,
     /// Links that a node has closed.
+    /// Nodes whose drives may fail, and what failed.
+    pub broken: BTreeSet<NodeId>,
+    pub failures: Vec<(NodeId, Failure)>,
     pub closed: BTreeSet<(NodeId, LinkId)>,
     next_ticket: u64,
     dice: u64,
@@ -69,6 +73,13 @@ pub struct World {
     pub turns: u64,
     /// Turns at the same time.
     still: u32,
+}
+
+/// Handles of one medium differ by this: each adding has a handle of its own.
+pub const HANDLES: u32 = 8;
+
+fn medium_of(handle: u32) -> usize {
+    (handle % HANDLES) as usize
 }
 
 pub fn drive_of(n: u32) -> DriveId {
@@ -111,6 +122,8 @@ impl World {
             done: BTreeMap::new(),
             notices: vec![],
             stopped: BTreeSet::new(),
+            broken: BTreeSet::new(),
+            failures: vec![],
             closed: BTreeSet::new(),
             next_ticket: 0,
             dice: 7,
@@ -159,6 +172,21 @@ impl World {
     fn roll(&mut self, below: u64) -> u64 {
         self.dice = self.dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.dice >> 33) % below.max(1)
+    }
+    /// Every I/O of the node's drive fails from now on.
+    pub fn break_drive(&mut self, n: u32) {
+        self.broken.insert(NodeId(n));
+        self.hosts.get_mut(&NodeId(n)).unwrap().media[0].break_down();
+    }
+    /// The drive is well and is added once more, to the same process.
+    pub fn add_again(&mut self, n: u32, handle: u32) {
+        let medium = &mut self.hosts.get_mut(&NodeId(n)).unwrap().media[0];
+        medium.mend();
+        let (size, volatile_cache) = (medium.size(), medium.is_volatile());
+        let opening = OpenId(0xadd << 16 | u64::from(handle));
+        let path = format!("n{n}/drive0");
+        let params = DriveParams { handle, size, volatile_cache, path, opening };
+        self.put(Span(0), NodeId(n), Thing::Event(Event::AddDrive(params)));
     }
     /// The process dies.
     pub fn kill(&mut self, n: u32) {
@@ -251,7 +279,7 @@ impl World {
                 Thing::Bytes(link, bytes) => node.received(self.now, link, &bytes),
                 Thing::Event(event) => node.handle(self.now, event),
                 Thing::Io(handle, io) => {
-                    let result = host.media[handle as usize].complete(io);
+                    let result = host.media[medium_of(handle)].complete(io);
                     node.handle(self.now, Event::Io { handle, io, result });
                 }
             }
@@ -285,7 +313,7 @@ impl World {
         match effect {
             Effect::Io { handle, io, op } => {
                 let slow = if matches!(op, IoOp::Flush) { Span(DISK.0 * 5) } else { DISK };
-                self.hosts.get_mut(&id).unwrap().media[handle as usize].submit(io, op);
+                self.hosts.get_mut(&id).unwrap().media[medium_of(handle)].submit(io, op);
                 self.put(slow, id, Thing::Io(handle, io));
             }
             Effect::Dial { link, to, address } => self.dial(id, link, to, &address),
@@ -312,6 +340,9 @@ impl World {
             }
             Effect::Notice(notice) => self.notices.push((self.now, id, notice)),
             Effect::Stopped => drop(self.stopped.insert(id)),
+            Effect::DriveFailed { failure, .. } if self.broken.contains(&id) => {
+                self.failures.push((id, failure));
+            }
             Effect::DriveFailed { failure, .. } => panic!("{id}: {failure}"),
             Effect::DriveOpened { .. } | Effect::ExportResized { .. } => {}
         }
