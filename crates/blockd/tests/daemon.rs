@@ -279,9 +279,11 @@ fn what_does_not_serve_is_named_with_its_reason_and_what_to_do() {
     };
     assert!(page.starts_with("HTTP/1.1 503"), "{page}");
     for want in [
-        "/drive (d100) does not serve (stranger for 0 s): metad calls it a stranger",
+        "/drive (0000000000000064) does not serve (stranger for ",
+        " s): metad calls it a stranger",
         "blockd-format --force",
-        "/gone does not serve (failed for 0 s): it cannot be opened: ",
+        "/gone does not serve (failed for ",
+        " s): it cannot be opened: ",
         "No such file",
         "Tried again every 30 s",
         "volume v7 is not attached for ",
