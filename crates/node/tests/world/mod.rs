@@ -64,7 +64,7 @@ pub struct World {
     pub stopped: BTreeSet<NodeId>,
     /// Links that a node has closed.
     /// Nodes whose drives may fail, and what failed.
-    pub broken: BTreeSet<NodeId>,
+    pub faulty: BTreeSet<NodeId>,
     pub failures: Vec<(NodeId, Failure)>,
     pub closed: BTreeSet<(NodeId, LinkId)>,
     next_ticket: u64,
@@ -122,7 +122,7 @@ impl World {
             done: BTreeMap::new(),
             notices: vec![],
             stopped: BTreeSet::new(),
-            broken: BTreeSet::new(),
+            faulty: BTreeSet::new(),
             failures: vec![],
             closed: BTreeSet::new(),
             next_ticket: 0,
@@ -175,7 +175,7 @@ impl World {
     }
     /// Every I/O of the node's drive fails from now on.
     pub fn break_drive(&mut self, n: u32) {
-        self.broken.insert(NodeId(n));
+        self.faulty.insert(NodeId(n));
         self.hosts.get_mut(&NodeId(n)).unwrap().media[0].break_down();
     }
     /// The drive is well and is added once more, to the same process.
@@ -340,7 +340,7 @@ impl World {
             }
             Effect::Notice(notice) => self.notices.push((self.now, id, notice)),
             Effect::Stopped => drop(self.stopped.insert(id)),
-            Effect::DriveFailed { failure, .. } if self.broken.contains(&id) => {
+            Effect::DriveFailed { failure, .. } if self.faulty.contains(&id) => {
                 self.failures.push((id, failure));
             }
             Effect::DriveFailed { failure, .. } => panic!("{id}: {failure}"),
