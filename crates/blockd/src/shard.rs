@@ -161,9 +161,6 @@ impl<C: Core> Shard<C> {
             self.trim_at = now + TRIM_EVERY;
             self.trim_look = if look { now + TRIM_LOOK } else { self.trim_look };
         }
-        if self.core.next_wake() <= now {
-            self.event(now, Event::Wake);
-        }
         for i in 0..self.doors.len() {
             if self.doors[i].again.is_some_and(|t| t <= now) {
                 self.doors[i].again = None;

@@ -140,7 +140,7 @@ impl Node {
 
     /// One event. Effects are to be drained by `poll` afterwards.
     pub fn handle(&mut self, now: Time, event: Event) {
-        self.stirred |= !matches!(event, Event::Io { .. } | Event::Guest { .. });
+        self.stirred |= !matches!(event, Event::Io { .. } | Event::Guest { .. } | Event::TurnEnd);
         match event {
             Event::AddDrive(params) => self.add_drive(now, params),
             Event::Io { handle, io, result } => {
@@ -187,7 +187,7 @@ impl Node {
         }
         self.settle(now);
     }
-    /// After I/O only what it asked for; after anything else, and once a turn, everything.
+    /// After I/O only what it asked for; after anything else, and when something is due, everything.
     fn settle(&mut self, now: Time) {
         self.run(now);
         if self.stirred {
@@ -242,7 +242,11 @@ impl Node {
         for ix in std::mem::take(&mut self.turn_drives) {
             self.jobs.push_back(Job::Store(ix, store::Event::TurnEnd));
         }
-        self.maintain(now);
+        // Guests' I/O alone changes nothing that is to be looked after; a resync and a shutdown feed on its completions.
+        let feeds = self.pulls.is_busy() || self.stopping.is_some();
+        if self.stirred || feeds || self.next_wake() <= now {
+            self.maintain(now);
+        }
         // What the end itself caused is no event of the next turn.
         self.turn_seats.clear();
         self.turn_drives.clear();
@@ -453,6 +457,14 @@ impl Node {
     /// A reply from a replica's node, ours or another's, to whoever asked.
     pub(crate) fn reply(&mut self, now: Time, node: NodeId, frame: ReplyFrame) {
         let event = |frame| volume::Event::Reply { node, frame };
+        self.stirred |= !matches!(
+            frame.reply,
+            Reply::Acks(_)
+                | Reply::ReadDone { .. }
+                | Reply::FlushBegun { .. }
+                | Reply::FlushDone { .. }
+                | Reply::Flushed
+        );
         match frame.reply {
             Reply::Leased { refused, unknown } => {
                 let not = crate::lease::granter::NotCovered { refused, unknown };

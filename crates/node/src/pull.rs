@@ -383,6 +383,10 @@ impl Pulls {
         }
         finished.into_iter().for_each(|key| self.finish(key));
     }
+    /// There is an attempt that may want to go on.
+    pub fn is_busy(&self) -> bool {
+        !self.jobs.is_empty()
+    }
     /// The pace has a clock of its own only while guests hold it back.
     pub fn next_wake(&self) -> Time {
         let waits = |j: &Job| matches!(&j.stage, Stage::Pulling { todo, .. } if !todo.is_empty());

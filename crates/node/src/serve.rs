@@ -113,6 +113,8 @@ impl Node {
 
     /// A request of a session: of `node`, over the connection (or seat) `source`.
     pub(crate) fn serve(&mut self, now: Time, source: Source, node: NodeId, frame: RequestFrame) {
+        self.stirred |=
+            !matches!(frame.request, Request::Write { .. } | Request::Read { .. } | Request::Flush);
         match &frame.request {
             Request::Lease { shown } => {
                 let NotCovered { refused, unknown } = self.granter.lease(now, node, shown);
