@@ -14,7 +14,7 @@ use blockd::shard::{End, Shard, Visitor};
 use common::{Guest, Plain, SIZE};
 use nbd::client::{Command, Event as Said, Goal, Outcome};
 use proto::control::{MetaAnswer, NodeSummary, VolumeSummary, WatchUpdate};
-use proto::{BranchId, Geometry, NodeId, Span, VolumeId};
+use proto::{BranchId, Epoch, Geometry, NodeId, Span, VolumeId};
 use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
@@ -211,6 +211,29 @@ fn clients_that_vanish_hang_or_send_rubbish_harm_no_other() {
     }
     drop(deaf);
     good.write(0, &[8; 4096]);
+    r.stop();
+}
+
+#[test]
+fn clients_of_a_broken_export_hear_errors_until_they_leave_and_others_open_anew() {
+    let r = start();
+    let (mut a, mut b) = (Guest::open(&r.socket), Guest::open(&r.socket));
+    a.write(0, &[1; 4096]);
+    assert_eq!(r.told(), "open");
+    r.mail.send(ToShard::Watch(WatchUpdate::Fenced { branch: BranchId(1), epoch: Epoch(2) }));
+    assert_eq!(r.told(), "broken");
+    for g in [&mut a, &mut b] {
+        g.client.submit(Command::Flush);
+        assert!(matches!(g.next(), Said::Completed { result: Err(nbd::Errno::Io), .. }));
+    }
+    let mut c = Guest::open(&r.socket);
+    assert_eq!(r.told(), "open");
+    assert_eq!(c.call(Command::Flush), Outcome::Done);
+    drop(a);
+    assert!(r.told.recv_timeout(Duration::from_millis(100)).is_err(), "one of its clients is left");
+    drop(b);
+    assert_eq!(r.told(), "close");
+    assert_eq!(c.call(Command::Flush), Outcome::Done);
     r.stop();
 }
 

@@ -7,7 +7,7 @@ use nbd::memory::{MemoryDisk, Reply};
 use nbd::{Mode, Op};
 use node::{DriveState, DriveView, Effect, Event, ExportError, ExportInfo, LinkId, SeatView};
 use proto::control::WatchUpdate;
-use proto::{BranchId, DriveId, Geometry, Ticket, Time};
+use proto::{BranchId, DriveId, ExportId, Geometry, Ticket, Time};
 use std::collections::VecDeque;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -22,7 +22,10 @@ pub const SIZE: u64 = 64 << 20;
 pub struct Plain {
     pub disk: MemoryDisk,
     pub effects: VecDeque<Effect>,
-    pub held: Vec<(proto::ExportId, Ticket, GuestOp)>,
+    pub held: Vec<(ExportId, Ticket, GuestOp)>,
+    /// The export opened last, and those that `Fenced` has broken.
+    pub open: Option<ExportId>,
+    pub broken: Vec<ExportId>,
     /// Bytes that came back on links it dialled.
     pub echoed: mpsc::Sender<usize>,
     pub tell: mpsc::Sender<&'static str>,
@@ -66,6 +69,8 @@ impl Plain {
             disk: MemoryDisk::new(SIZE),
             effects: VecDeque::new(),
             held: Vec::new(),
+            open: None,
+            broken: Vec::new(),
             echoed,
             tell,
             drives: Vec::new(),
@@ -92,6 +97,7 @@ impl Core for Plain {
         match event {
             Event::OpenExport { export, volume, .. } if volume == "mem" => {
                 self.tell.send("open").unwrap();
+                self.open = Some(export);
                 let geometry = Geometry { size: SIZE, chunk_shift: 24 };
                 let info = ExportInfo { name: volume, branch: BranchId(1), geometry, read_only: false };
                 self.effects.push_back(Effect::ExportOpened { export, info });
@@ -117,7 +123,10 @@ impl Core for Plain {
             Event::Guest { export, request } => self.held.push((export, request.ticket, request.op)),
             Event::TurnEnd => {
                 while let Some((export, ticket, guest)) = self.held.pop() {
-                    let result = reply(self.disk.apply(op(guest)));
+                    let result = match self.broken.contains(&export) {
+                        true => Err(GuestError::Io),
+                        false => reply(self.disk.apply(op(guest))),
+                    };
                     self.effects.push_back(Effect::Complete { export, ticket, result });
                 }
             }
@@ -126,6 +135,12 @@ impl Core for Plain {
                     let link = LinkId(u64::from(n.node.0));
                     self.effects.push_back(Effect::Dial { link, to: n.node, address: n.address });
                 }
+            }
+            Event::Watch(WatchUpdate::Fenced { .. }) => {
+                let export = self.open.take().expect("one is open");
+                self.broken.push(export);
+                self.effects.push_back(Effect::ExportBroken { export });
+                self.tell.send("broken").unwrap();
             }
             Event::Dialled { link } => {
                 for i in 0..8_u8 {
