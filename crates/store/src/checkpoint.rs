@@ -138,7 +138,9 @@ impl Store {
         let journal = &self.disk().journal;
         // Under pressure a part of the ring at a time: whoever waits for room waits for one part, not for all of it.
         let in_parts = self.pressed() && !early;
-        let part = if in_parts { journal.tail + journal.window() / PARTS } else { u64::MAX };
+        // Counted from the first batch, not from the tail: behind the tail may lie the end of the ring, which nobody uses.
+        let start = journal.get(first).map_or(journal.tail, |b| b.position);
+        let part = if in_parts { start + (journal.window() / PARTS).max(1) } else { u64::MAX };
         let mut homes: Vec<Px> = (first..=target)
             .map_while(|s| journal.get(s).filter(|b| b.position < part))
             .filter(|b| b.live > 0)

@@ -703,3 +703,21 @@ fn a_flushed_block_that_has_rotted_in_the_journal_is_bad_and_its_neighbours_are_
         assert_eq!(again.read(0, 15).0, [(15, BlockState::Data)]);
     }
 }
+
+#[test]
+fn the_shortest_ring_never_stays_full_wherever_its_batches_end() {
+    for before in 0..60_u32 {
+        let mut m = Medium::new(SIZE, true);
+        m.format(&FormatParams { journal: Some(128 * 4096), ..format_params() }).unwrap();
+        let mut b = Bench::with_replica_on(m);
+        for i in 0..before + 30 {
+            if i == before {
+                // Empty, and so that the next batch may not fit before the end of the ring.
+                b.pass(Span::secs(60));
+            }
+            b.write(1 + u64::from(i), (i % 8) * 16, 1, if i < before { 1 } else { 15 });
+            b.pass(Span::millis(300));
+            assert_eq!(b.store.usage().waiting, 0, "write {i}, {before} short ones: {:?}", b.store.usage());
+        }
+    }
+}
