@@ -160,6 +160,10 @@ pub fn remedy(failure: &Failure) -> &'static str {
              --force=REASON), or blockd-format"
         }
         Failure::Shrunk { .. } => "Nothing was changed: give it its size back",
+        Failure::Version(_) => {
+            "Nothing was changed: the version of blockd that wrote it reads it; a drive that is formatted anew (blockctl drive \
+             add --force=REASON) gets its replicas from the others"
+        }
         Failure::Features(_) => {
             "Nothing was changed: run the version of blockd that wrote it, or a newer one"
         }

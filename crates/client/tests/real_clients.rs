@@ -111,7 +111,7 @@ fn qemu_io_reads_what_it_wrote() {
         "write -z 8k 4k",
         "read -P 0 8k 4k",
         "write -z -u 12k 8k",
-        "write -z -n 16k 64k",
+        "write -z -u -n 16k 64k",
         "read -P 0 12k 68k",
         "write -P 3 512 512",
         "read -P 3 512 512",

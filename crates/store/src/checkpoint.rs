@@ -321,7 +321,7 @@ impl Store {
         disk.slot = 1 - disk.slot;
         if new.tail_seq > disk.superblock.tail_seq {
             disk.journal.pass(new.tail_seq, new.tail);
-            disk.index.pass(new.tail_seq);
+            disk.index.pass(new.tail_chunk, new.tail_seq);
             self.intake.turn_ended |= self.intake.has_waiting();
             self.intake.stalled = false;
         }

@@ -71,6 +71,7 @@ impl Store {
         let start = self.disk().journal.room(pages as u64);
         if units == 0 || start.is_none() {
             self.return_marks(&marks);
+            self.flusher.wanted |= self.disk().journal.lags();
             if units > 0 && !std::mem::replace(&mut self.intake.stalled, true) {
                 self.notice(Notice::JournalFull);
             }

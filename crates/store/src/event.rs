@@ -126,6 +126,8 @@ pub enum Failure {
     Shrunk { then: u64, now: u64 },
     #[error("disk format needs feature bits {0:#x} that this version does not know")]
     Features(u64),
+    #[error("the drive has format {0}, which this version does not read any more")]
+    Version(u16),
     #[error("the journal ends before what was recorded as flushed")]
     JournalLost,
     #[error("both copies of table page {0} are damaged")]

@@ -49,17 +49,21 @@ impl Store {
         }
     }
 
-    /// Blocks of an extent that may go home now, ascending; none while it is read or written.
+    /// Blocks of an extent that may go home now, ascending; not those that are just read or written there. (Reads of other
+    /// blocks do not matter: they would keep a busy extent from going home for ever, and the ring full.)
     fn ready_blocks(&self, px: Px, ready: &mut Vec<(u8, u64, Payload)>) {
         let disk = self.disk();
         let early = self.bugs().home_before_flush;
         let flushed = if early { disk.journal.applied } else { disk.journal.flushed };
         let usage = disk.table.get(px).usage;
         let owned = usage == Use::Owned || (early && usage == Use::Fresh);
-        if !owned || disk.table.is_pinned(px) {
+        if !owned {
             return;
         }
-        let waits = |b: &&Block| b.what == What::Data && b.way == Way::Pending && b.seq <= flushed;
+        let waits = |b: &&Block| {
+            let pinned = disk.table.is_pinned(px, u32::from(b.block));
+            b.what == What::Data && b.way == Way::Pending && b.seq <= flushed && !pinned
+        };
         let blocks = disk.overlay.of(px).filter(waits);
         ready.extend(blocks.filter_map(|b| Some((b.block, b.seq, b.payload.clone()?))));
     }
@@ -68,7 +72,7 @@ impl Store {
         let disk = self.disk_mut();
         for (px, block, _) in &run {
             disk.overlay.find_mut(*px, u32::from(*block)).expect("just listed").way = Way::Writing;
-            disk.table.pin(*px);
+            disk.table.pin(*px, u32::from(*block));
         }
         let offset = disk.layout.data(run[0].0, u32::from(run[0].1));
         self.checkpoint.in_flight += 1;
@@ -80,7 +84,7 @@ impl Store {
         let stamp = self.stamp;
         let disk = self.disk.as_mut().expect("opened");
         for (px, block, seq) in run {
-            disk.table.unpin(*px);
+            disk.table.unpin(*px, u32::from(*block));
             let found = disk.overlay.find_mut(*px, u32::from(*block));
             if let Some(b) = found.filter(|b| b.seq == *seq && b.way == Way::Writing) {
                 b.way = Way::Written(stamp);

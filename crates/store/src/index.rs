@@ -88,9 +88,9 @@ impl Index {
     pub fn chunk_of(&self, seq: u64) -> u64 {
         self.full.iter().find(|c| c.last >= seq).map_or(self.next, |c| c.number)
     }
-    /// The ring's tail has moved to batch `seq`.
-    pub fn pass(&mut self, seq: u64) {
-        while self.full.pop_front_if(|c| c.last < seq && (c.bytes.is_none() || !self.in_flight)).is_some() {}
+    /// The flushed superblock leads from batch `seq` to chunk `number`: what lies before is nobody's.
+    pub fn pass(&mut self, number: u64, seq: u64) {
+        while self.full.pop_front_if(|c| c.number < number).is_some() {}
         if self.last < seq && self.used > CHUNK_HEAD {
             self.used = CHUNK_HEAD;
         }
@@ -138,6 +138,7 @@ impl Store {
     pub(crate) fn index_done(&mut self, number: u64) {
         let stamp = self.stamp;
         self.disk_mut().index.written(number, stamp);
+        self.flusher.wanted |= self.disk().journal.lags();
     }
     /// A flush is done.
     pub(crate) fn index_flushed(&mut self, mark: u64) {

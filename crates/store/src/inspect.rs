@@ -160,7 +160,7 @@ pub fn journal<E>(s: &Superblock, read: ReadFn<'_, E>) -> Result<JournalInfo, In
                 let bytes = read(s.layout.chunk(number), s.layout.chunk_pages).map_err(InspectError::Read)?;
                 walk.give_chunk(&bytes);
             }
-            Step::End => break false,
+            Step::End | Step::Unreadable(_) => break false,
             Step::Lost => break true,
         }
     };

@@ -108,7 +108,15 @@ impl Journal {
     }
     /// Most pages outside of the index: with it they are what recovery may read at most.
     fn limit(&self) -> u64 {
-        REPLAY_PAGES - self.layout.index_pages
+        let l = &self.layout;
+        // Behind the last chunk one more is looked at, and the last read of the ring may reach too far.
+        let too_far = u64::from(l.chunk_pages) + crate::recovery::chain::CHUNK + u64::from(l.batch_pages);
+        REPLAY_PAGES - l.index_pages - too_far
+    }
+    /// Only a flush, or two, can make room: the index is behind.
+    #[must_use]
+    pub fn lags(&self) -> bool {
+        self.unindexed * 8 > self.limit() * 7
     }
     /// What recovery would read is counted right, and bounded; for checks.
     pub fn check_replay(&self) {
@@ -124,7 +132,7 @@ impl Journal {
     pub fn is_pressed(&self) -> bool {
         // What the index lacks waits for two flushes at most, one of the batches and one of their chunk: that alone must
         // not be pressure, nor may the longest batches fill a short ring before it is.
-        self.used() * 4 > self.window() * 3 || self.unindexed * 8 > self.limit() * 7
+        self.used() * 4 > self.window() * 3 || self.lags()
     }
     #[must_use]
     pub fn used(&self) -> u64 {
@@ -234,8 +242,8 @@ mod tests {
             j.push(Batch::new(position, 128, 1, 0));
         }
         let listed = j.next_seq / 2;
-        assert!(j.used() <= REPLAY_PAGES - layout.index_pages && j.is_pressed());
-        assert!(j.used() > REPLAY_PAGES - layout.index_pages - 256);
+        assert!(j.used() <= j.limit() && j.is_pressed() && j.lags());
+        assert!(j.used() > j.limit() - 256 && j.limit() > 40_000);
         (j.applied, j.flushed) = (j.next_seq - 1, j.next_seq - 1);
         j.index_to(listed);
         j.check_replay();

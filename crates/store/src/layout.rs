@@ -21,7 +21,7 @@ const BATCH_PAGES_MIN: u32 = 24;
 /// The index has this share of the ring, in about so many chunks, of at most so many pages.
 const INDEX_SHARE: u64 = 16;
 const CHUNKS: u64 = 32;
-const CHUNK_PAGES_MAX: u32 = 64;
+const CHUNK_PAGES_MAX: u32 = 32;
 const CHUNKS_MIN: u64 = 4;
 /// Record slots: one per two extents, within these bounds.
 const RECORDS_MIN: u64 = 512;
@@ -158,6 +158,12 @@ impl Layout {
     #[must_use]
     pub fn data(&self, extent: u32, block: u32) -> u64 {
         (self.data_start + u64::from(extent) * u64::from(BLOCKS_PER_EXTENT) + u64::from(block)) * BLOCK as u64
+    }
+    /// Which block of its extent lies at this byte offset of the data.
+    #[must_use]
+    pub fn block_at(&self, offset: u64) -> u32 {
+        let block = (offset / BLOCK as u64 - self.data_start) % u64::from(BLOCKS_PER_EXTENT);
+        u32::try_from(block).expect("below 16")
     }
     /// Number of record slots.
     #[must_use]

@@ -207,7 +207,7 @@ impl Store {
             let Bytes::Drive { offset, px } = seen.bytes else { continue };
             at.get_or_insert(offset);
             match px {
-                Some(px) => disk.table.pin(px),
+                Some(px) => disk.table.pin(px, disk.layout.block_at(offset)),
                 None => disk.journal.readers += 1,
             }
         }
@@ -224,7 +224,7 @@ impl Store {
         let disk = self.disk.as_mut().expect("opened");
         for seen in &job.blocks[first..first + count] {
             match seen.bytes {
-                Bytes::Drive { px: Some(px), .. } => disk.table.unpin(px),
+                Bytes::Drive { px: Some(px), offset } => disk.table.unpin(px, disk.layout.block_at(offset)),
                 Bytes::Drive { px: None, .. } => disk.journal.readers -= 1,
                 _ => {}
             }

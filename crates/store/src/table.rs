@@ -77,6 +77,13 @@ impl Extent {
     }
 }
 
+/// I/Os in flight on an extent, in all and by block.
+#[derive(Default)]
+struct Busy {
+    all: u32,
+    blocks: [u32; proto::limits::BLOCKS_PER_EXTENT as usize],
+}
+
 /// All extents of the drive.
 pub struct Table {
     extents: Vec<Extent>,
@@ -88,7 +95,7 @@ pub struct Table {
     fresh: VecDeque<(u64, Px)>,
     freed: VecDeque<(u64, Px)>,
     /// Reads and home writes in flight.
-    busy: Map<Px, u32>,
+    busy: Map<Px, Busy>,
 }
 
 impl Table {
@@ -216,14 +223,17 @@ impl Table {
         }
     }
 
-    /// A read or a home write of it begins.
-    pub fn pin(&mut self, px: Px) {
-        *self.busy.entry(px).or_insert(0) += 1;
+    /// A read or a home write of a block of it begins.
+    pub fn pin(&mut self, px: Px, block: u32) {
+        let busy = self.busy.entry(px).or_default();
+        busy.all += 1;
+        busy.blocks[block as usize] += 1;
     }
-    pub fn unpin(&mut self, px: Px) {
-        let n = self.busy.get_mut(&px).expect("pinned before");
-        *n -= 1;
-        if *n == 0 {
+    pub fn unpin(&mut self, px: Px, block: u32) {
+        let busy = self.busy.get_mut(&px).expect("pinned before");
+        busy.all -= 1;
+        busy.blocks[block as usize] -= 1;
+        if busy.all == 0 {
             self.busy.remove(&px);
             if self.get(px).usage == Use::Limbo {
                 self.put_free(px);
@@ -231,8 +241,8 @@ impl Table {
         }
     }
     #[must_use]
-    pub fn is_pinned(&self, px: Px) -> bool {
-        self.busy.contains_key(&px)
+    pub fn is_pinned(&self, px: Px, block: u32) -> bool {
+        self.busy.get(&px).is_some_and(|b| b.blocks[block as usize] > 0)
     }
     /// Extents in each use, for checks: (free, reserved, owned in some way, limbo).
     #[must_use]
@@ -358,12 +368,12 @@ mod tests {
         t.own(px, 1);
         t.settle(1, |_, _| ());
         t.release(px, 4);
-        t.pin(px);
+        t.pin(px, 3);
         t.settle(3, |_, _| ());
         assert_eq!((t.free_count(), t.get(px).usage, t.get(px).in_page()), (1, Use::Freed, true));
         t.settle(4, |_, _| ());
         assert_eq!((t.free_count(), t.get(px).usage, t.get(px).in_page()), (1, Use::Limbo, false));
-        t.unpin(px);
+        t.unpin(px, 3);
         assert_eq!((t.free_count(), t.get(px).usage), (2, Use::Free));
     }
 

@@ -721,3 +721,53 @@ fn the_shortest_ring_never_stays_full_wherever_its_batches_end() {
         }
     }
 }
+
+/// Byte offsets of the journal's header pages.
+fn headers(m: &Medium) -> Vec<u64> {
+    let (_, s) = inspect::superblock(&mut |at, n| Ok::<_, ()>(m.get(at, n))).unwrap();
+    let ring = s.layout.journal_start..s.layout.journal_start + s.layout.journal_pages;
+    ring.map(|p| p * 4096).filter(|at| m.get(*at, 1).bytes().starts_with(b"BLOCKDJR")).collect()
+}
+
+#[test]
+fn a_header_that_cannot_be_read_ends_the_opening_and_not_the_chain() {
+    let mut b = Bench::with_replica();
+    b.write(1, 0, 5, 1);
+    assert_eq!(b.request(2, scope(), Request::Flush), [Reply::Flushed]);
+    let well = b.medium;
+    let mut medium = well.clone();
+    // No later header says that it is flushed: to the reader it looks like one that may never have been acknowledged.
+    let last = *headers(&medium).last().unwrap();
+    medium.make_unreadable(last);
+    let again = Bench::open(medium, params(1, 11));
+    assert_eq!(again.failure(), Some(&Failure::Io { errno: 5, offset: last }));
+    let mut again = Bench::open(well, params(1, 11));
+    assert_eq!(again.read(0, 1).0, [(1, BlockState::Data)]);
+}
+
+#[test]
+fn a_chain_that_ends_before_what_pages_know_has_lost_something() {
+    let mut b = Bench::with_replica();
+    b.write(1, 0, 5, 1);
+    b.pass(Span::secs(60));
+    assert!(b.store.is_at_rest());
+    let mut medium = b.medium;
+    let (slot, _) = inspect::superblock(&mut |at, n| Ok::<_, ()>(medium.get(at, n))).unwrap();
+    // The older superblock counts, and what lies behind its tail has rotted.
+    medium.rot(store::layout::Layout::superblock(slot), 777);
+    for at in headers(&medium) {
+        medium.rot(at, 777);
+    }
+    assert_eq!(Bench::open(medium, params(1, 11)).failure(), Some(&Failure::JournalLost));
+}
+
+#[test]
+fn a_drive_of_an_older_format_is_refused_as_such() {
+    let mut m = medium();
+    let mut page = m.get(0, 1).bytes().to_vec();
+    page[12] = 1;
+    let crc = crc32c::crc32c_append(crc32c::crc32c_append(crc32c::crc32c(&page[..8]), &[0; 4]), &page[12..]);
+    page[8..12].copy_from_slice(&crc.to_le_bytes());
+    m.put(0, &Payload::copy_of(&page));
+    assert_eq!(Bench::open(m, params(1, 11)).failure(), Some(&Failure::Version(1)));
+}

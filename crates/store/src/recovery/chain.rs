@@ -12,11 +12,11 @@ use crate::index::Chunk;
 use crate::layout::Layout;
 use proto::limits::BLOCK;
 use proto::record::Sum;
-use proto::{DriveId, Payload};
-use std::collections::VecDeque;
+use proto::{DriveId, PageBuf, Payload};
+use std::collections::{BTreeSet, VecDeque};
 
 /// Most pages of the ring that are read at once.
-const CHUNK: u64 = 256;
+pub const CHUNK: u64 = 256;
 
 /// A batch of the chain.
 pub struct Link {
@@ -41,6 +41,8 @@ pub enum Step {
     },
     /// A chunk of the index, by its number.
     Chunk(u64),
+    /// What would end the chain cannot be read: it may have been acknowledged.
+    Unreadable(u64),
     End,
     Lost,
 }
@@ -56,6 +58,8 @@ pub struct Walk {
     pub flushed: u64,
     /// Contiguous pieces of the ring, by position.
     chunks: Vec<(u64, Payload)>,
+    /// Pages of the ring that the drive does not give.
+    unreadable: BTreeSet<u64>,
     pub links: Vec<Link>,
     position: u64,
     next_seq: u64,
@@ -83,6 +87,7 @@ impl Walk {
             least_open: s.open,
             flushed: s.flushed,
             chunks: Vec::new(),
+            unreadable: BTreeSet::new(),
             links: Vec::new(),
             position: s.tail,
             next_seq: s.tail_seq,
@@ -112,6 +117,11 @@ impl Walk {
     pub fn give(&mut self, position: u64, bytes: Payload) {
         let at = self.chunks.partition_point(|c| c.0 <= position);
         self.chunks.insert(at, (position, bytes));
+    }
+    /// A page of the ring that cannot be read: it matches no checksum.
+    pub fn give_unreadable(&mut self, position: u64) {
+        self.unreadable.insert(position);
+        self.give(position, PageBuf::zeroed(1).freeze());
     }
     /// Pages from here on that have not been read, at most `most`.
     fn want(&self, position: u64, most: u64) -> Step {
@@ -189,7 +199,10 @@ impl Walk {
                     let link = self.links.last_mut().expect("just taken");
                     link.raw = Some(bytes[..used].into());
                 }
-                Chain::End => return self.ended(),
+                Chain::End => match self.unreadable.range(start..start + claimed).next() {
+                    Some(position) => return Step::Unreadable(*position),
+                    None => return self.ended(),
+                },
                 Chain::Lost => return Step::Lost,
             }
         }
@@ -245,6 +258,9 @@ impl Walk {
                 return self.want(p, CHUNK.min(end - p));
             }
             if decide(BODY, [!flushed && self.body_is_whole(link), flushed]) == Body::Cut {
+                if let Some(position) = self.unreadable.range(link.body..end).next() {
+                    return Step::Unreadable(*position);
+                }
                 self.links.truncate(i);
                 break;
             }

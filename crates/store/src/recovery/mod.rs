@@ -20,7 +20,7 @@ use crate::table::{Table, Use};
 use chain::{Step, Walk};
 use decide::{DOUBT, decide};
 use proto::limits::BLOCK;
-use proto::{Generation, OpenId, PageBuf, Payload};
+use proto::{Generation, OpenId, Payload};
 use replay::Replay;
 
 /// Pages of a zone read at once (both slots counted).
@@ -58,6 +58,8 @@ pub(crate) struct Recovery {
     replayed: u64,
     same_boot: bool,
     batches: u64,
+    /// Of the last read of the journal that failed.
+    errno: i32,
 }
 
 impl Recovery {
@@ -90,7 +92,7 @@ impl Store {
         };
         let bytes = match result {
             IoResult::Read(bytes) => bytes,
-            IoResult::Failed(errno) if !self.read_less(&mut r) => {
+            IoResult::Failed(errno) if !self.read_less(&mut r, errno) => {
                 self.phase = Phase::Opening(r);
                 self.fail(Failure::of_io(at, errno));
                 return;
@@ -145,7 +147,11 @@ impl Store {
                 if next < r.layout().table_pages {
                     self.read_zone(r, Stage::Table(next));
                 } else {
-                    r.replay.as_mut().expect("begun").list_larges();
+                    let replay = r.replay.as_mut().expect("begun");
+                    if replay.pages_know() >= replay.end().1 {
+                        return Err(Failure::JournalLost);
+                    }
+                    replay.list_larges();
                     self.read_large(r, 0)?;
                 }
             }
@@ -194,9 +200,16 @@ impl Store {
                 Ok(())
             }
             Step::Lost => Err(Failure::JournalLost),
+            Step::Unreadable(position) => {
+                Err(Failure::Io { errno: r.errno, offset: r.layout().journal(position) })
+            }
             Step::End => {
                 let walk = r.walk.take().expect("begun");
-                let upto = r.record_heads.iter().map(|h| h.2).collect();
+                let upto: Vec<u64> = r.record_heads.iter().map(|h| h.2).collect();
+                // A page speaks only of what was flushed: a chain that ends before that has lost something.
+                if upto.iter().any(|u| *u >= walk.end().1) {
+                    return Err(Failure::JournalLost);
+                }
                 let slots = std::mem::take(&mut r.slots);
                 let superblock = r.superblock().clone();
                 r.replay = Some(Replay::new(walk, superblock, slots, upto));
@@ -212,20 +225,24 @@ impl Store {
         let blocks = u32::try_from(pages).expect("bounded by a chunk");
         self.io(Job::Open, IoOp::Read { offset, blocks });
     }
-    /// A read has failed: one of the journal is tried in smaller pieces, so that a bad sector hides no other. A page of
-    /// the ring that cannot be read is one that matches no checksum; a chunk of the index is one that is not there.
-    fn read_less(&mut self, r: &mut Recovery) -> bool {
+    /// A read has failed: one of the journal is tried in smaller pieces, so that a bad sector hides no other. A page of the
+    /// ring that cannot be read matches no checksum, and must not be what ends the chain; a chunk of the index that cannot
+    /// is one that is not there. False if that ends the opening.
+    fn read_less(&mut self, r: &mut Recovery, errno: i32) -> bool {
         match r.stage {
             Stage::Journal(position, pages) if pages > 1 => self.read_ring(r, position, pages / 2),
-            Stage::Journal(..) => return self.go_on(r, &PageBuf::zeroed(1).freeze()),
-            Stage::Index => return self.go_on(r, &Payload::empty()),
+            Stage::Journal(position, _) => {
+                r.errno = errno;
+                r.walk.as_mut().expect("begun").give_unreadable(position);
+                return self.walk_on(r).is_ok();
+            }
+            Stage::Index => {
+                r.walk.as_mut().expect("begun").give_chunk(&Payload::empty());
+                return self.walk_on(r).is_ok();
+            }
             _ => return false,
         }
         true
-    }
-    /// As if this had been read; false if that ends the opening.
-    fn go_on(&mut self, r: &mut Recovery, bytes: &Payload) -> bool {
-        matches!(self.open_step(r, bytes), Ok(false))
     }
 
     fn read_large(&mut self, r: &mut Recovery, at: usize) -> Result<(), Failure> {

@@ -94,6 +94,10 @@ impl Replay {
         self.walk.end()
     }
 
+    /// The newest batch that a page of the table includes.
+    pub fn pages_know(&self) -> u64 {
+        self.heads.iter().map(|h| h.2).max().unwrap_or(0)
+    }
     pub fn pages_read(&self) -> u64 {
         self.walk.pages_read()
     }
