@@ -114,6 +114,13 @@ struct WatchStream {
     /// Tells a stream from its successor for the same node.
     number: u64,
     updates: mpsc::Sender<WatchUpdate>,
+    /// Waits for the reader to go. It holds a sender too: while it lives, the reader hears of no end.
+    waits: tokio::task::AbortHandle,
+}
+impl Drop for WatchStream {
+    fn drop(&mut self) {
+        self.waits.abort();
+    }
 }
 
 struct Task {
@@ -255,11 +262,12 @@ impl Task {
         }
         let Token(number) = self.token();
         let (calls, gone) = (self.calls.clone(), updates.clone());
-        tokio::spawn(async move {
+        let waits = tokio::spawn(async move {
             gone.closed().await;
             let _ = calls.send(CoreCall::WatchGone { node, number });
-        });
-        self.watches.insert(node, WatchStream { number, updates });
+        })
+        .abort_handle();
+        self.watches.insert(node, WatchStream { number, updates, waits });
         self.event(ServiceEvent::WatchOpened { node, process });
     }
 
