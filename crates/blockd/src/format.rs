@@ -164,6 +164,9 @@ pub fn remedy(failure: &Failure) -> &'static str {
             "Nothing was changed: the version of blockd that wrote it reads it; a drive that is formatted anew (blockctl drive \
              add --force=REASON) gets its replicas from the others"
         }
+        Failure::Twin => {
+            "The one that was open first goes on serving. Take the copy away, or format it anew: blockctl drive add --force=REASON"
+        }
         Failure::Features(_) => {
             "Nothing was changed: run the version of blockd that wrote it, or a newer one"
         }

@@ -128,12 +128,16 @@ impl<C: Core> Shard<C> {
     /// Runs until it is told to stop.
     pub fn run(&mut self) -> io::Result<End> {
         loop {
-            let now = sys::now();
-            self.ring.turn(self.wait(now))?;
+            let (now, due) = (sys::now(), self.core.next_wake());
+            self.ring.turn(self.wait(now, due))?;
             let now = sys::now();
             self.exports.turn(&mut self.ring, now);
             while let Some(done) = self.ring.completion() {
                 self.completed(now, done);
+            }
+            // As it was when the turn before ended: what has become due since then the end of this one sees.
+            if due <= now {
+                self.event(now, Event::Wake);
             }
             self.end_turn(now);
             if let Some(end) = self.ended(now) {
@@ -142,9 +146,10 @@ impl<C: Core> Shard<C> {
         }
     }
 
-    fn wait(&self, now: Time) -> Option<Span> {
+    /// `due`: the core's.
+    fn wait(&self, now: Time, due: Time) -> Option<Span> {
         let due = [
-            Some(self.core.next_wake().min(self.exports.next_wake())),
+            Some(due.min(self.exports.next_wake())),
             self.doors.iter().filter_map(|d| d.again).min(),
             self.stopping,
         ];

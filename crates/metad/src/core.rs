@@ -330,3 +330,26 @@ pub fn wall_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_watch_ends_with_the_leading_and_by_its_successor() {
+        let (_machine, calls) = mpsc::channel(1);
+        let core =
+            Core::start(MetaState::default(), calls, Arc::new(OnceLock::new()), Arc::new(OnceLock::new()));
+        let ends = async |mut stream: mpsc::Receiver<WatchUpdate>| {
+            let all = async { while stream.recv().await.is_some() {} };
+            tokio::time::timeout(Duration::from_secs(5), all).await.is_ok()
+        };
+        assert!(ends(core.watch(NodeId(1), ProcessNumber(1))).await, "nobody leads");
+        core.lead(true);
+        let older = core.watch(NodeId(1), ProcessNumber(1));
+        let newer = core.watch(NodeId(1), ProcessNumber(2));
+        assert!(ends(older).await, "the node watches by another stream");
+        core.lead(false);
+        assert!(ends(newer).await, "it leads no longer");
+    }
+}

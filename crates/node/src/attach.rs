@@ -66,11 +66,16 @@ impl Node {
         let phase = match &seat.phase {
             Phase::Attaching(a) => a.asked.map_or(a.next, |(_, at)| at + ASK_AGAIN),
             Phase::Live(l) if l.closing => l.session.next_wake(),
+            // What keeps an idle session is not waited for: its end is an event of its own.
+            Phase::Live(l) if self.verifies.running(l.branch) => l.session.next_wake(),
             Phase::Live(l) => l.session.next_wake().min(seat.linger.unwrap_or(Time::FAR)),
         };
         exports.chain([phase]).min().unwrap_or(Time::FAR)
     }
     pub(crate) fn appointed_wake(&self) -> Time {
+        if self.stopping.is_some() {
+            return Time::FAR;
+        }
         let idle = self.appointed.iter().filter(|(b, _)| !self.has_seat(**b));
         idle.map(|(_, at)| *at).min().unwrap_or(Time::FAR)
     }

@@ -252,9 +252,12 @@ impl Node {
     }
     fn drive_opened(&mut self, now: Time, ix: usize, opened: Opened) {
         let (drive, handle) = (opened.drive, self.drives[ix].params.handle);
-        // It is back after a failure: what it was before is no drive of ours any more.
         if let Some(&older) = self.by_drive.get(&drive) {
-            assert!(self.drives[older].state != State::Open, "a drive is open once");
+            if self.drives[older].state == State::Open {
+                // The file was copied, or a disk cloned: which of the two has what was written cannot be told from here.
+                return self.jobs.push_back(Job::Store(ix, store::Event::Fail(Failure::Twin)));
+            }
+            // It is back after a failure: what it was before is no drive of ours any more.
             self.drives[older].state = State::Closed;
             self.drives[older].look(now);
         }

@@ -85,12 +85,13 @@ impl Node {
             Ok(_) => unreachable!("a verification is answered as one"),
             Err(error) => (state.error, state.finished) = (Some(error), true),
         }
+        // The next piece is to be asked for; or the session may be idle now.
+        self.stirred = true;
         if state.finished {
             let state = state.clone();
             self.notice(Notice::Verified { request, state });
         } else {
             self.verifies.next.push(request);
-            self.stirred = true;
         }
     }
     /// Result of a `volume verify` that this node's session does.

@@ -8,6 +8,7 @@ mod world;
 use node::event::Notice;
 use node::{DriveState, Event, ExportError};
 use proto::control::{MetaRefusal, WatchUpdate};
+use proto::limits::CLOSE_AFTER;
 use proto::message::View;
 use proto::{BranchId, ExportId, NodeId, Span};
 use store::event::Failure;
@@ -349,10 +350,17 @@ fn a_verification_reads_all_replicas_and_finds_what_rotted() {
             let offset = home(&w).unwrap();
             w.hosts.get_mut(&NodeId(3)).unwrap().media[0].rot(offset, 5);
         }
+        if rot {
+            // Its last client has gone: it would close while it verifies. It waits, and does not spin.
+            w.close(1, 1);
+            w.run(Span(CLOSE_AFTER.0 - 20_000));
+        }
         let request = proto::RequestId(request);
         w.event(1, Event::Watch(WatchUpdate::Verify { branch, request }));
+        let turns = w.turns;
         let done = w.until(Span::secs(10), |w| w.node(1).verify(request).is_some_and(|v| v.finished));
         assert!(done, "{}", w.tail());
+        assert!(w.turns - turns < 500, "{} turns", w.turns - turns);
         let state = w.node(1).verify(request).unwrap();
         assert_eq!((state.done, state.error), (1 << 24, None));
         assert_eq!(state.differing.len(), usize::from(rot), "{state:?}");
@@ -631,6 +639,26 @@ fn a_drive_that_cannot_be_opened_is_tried_again_in_its_own_place() {
     w.add_again(2, 5 * HANDLES);
     w.run(Span::secs(1));
     assert_eq!(drive_state(&w, 2, 5 * HANDLES), Some(DriveState::Serving));
+}
+
+#[test]
+fn a_copy_of_a_drive_is_refused_beside_it_and_the_first_one_goes_on() {
+    let (mut w, branch) = made(1);
+    w.must_open(1, 1, "v", false);
+    let mut load = Load::new(&w, 1, 1, 300);
+    load.run(&mut w, Span::millis(300));
+    let media = &mut w.hosts.get_mut(&NodeId(2)).unwrap().media;
+    let copy = media[0].clone();
+    media.push(copy);
+    w.faulty.insert(NodeId(2));
+    w.add_again(2, HANDLES + 1);
+    load.run(&mut w, Span::secs(1));
+    assert_eq!(drive_state(&w, 2, HANDLES + 1), Some(DriveState::Failed(Failure::Twin)));
+    assert_eq!(drive_state(&w, 2, 0), Some(DriveState::Serving));
+    assert_eq!(w.node(2).drives().len(), 1, "metad and the peers hear of one");
+    load.drain(&mut w);
+    load.check(&mut w, 1, 1);
+    same_everywhere(&w, branch, &[1, 2, 3]);
 }
 
 #[test]

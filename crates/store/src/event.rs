@@ -65,6 +65,8 @@ pub enum Event {
     },
     /// metad has matched the drive's list of openings: it may serve.
     Confirmed,
+    /// The node has found that this drive cannot serve, before anything was asked of it.
+    Fail(Failure),
     /// metad's order to erase replicas, as of a log index (an older index than the newest seen is ignored).
     Delete {
         replicas: Vec<proto::control::HeldReplica>,
@@ -128,6 +130,9 @@ pub enum Failure {
     Features(u64),
     #[error("the drive has format {0}, which this version does not read any more")]
     Version(u16),
+    /// Found by the node: two drives of the same id cannot both be what metad knows by it.
+    #[error("a drive of the same id is open here already: one of the two is a copy")]
+    Twin,
     #[error("the journal ends before what was recorded as flushed")]
     JournalLost,
     #[error("both copies of table page {0} are damaged")]

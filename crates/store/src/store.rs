@@ -177,6 +177,7 @@ impl Store {
             Event::Pull(pull) => self.pull(pull),
             Event::SourceClosed { source } => self.source_closed(source),
             Event::Confirmed => self.confirmed(),
+            Event::Fail(failure) => self.fail(failure),
             Event::Delete { replicas, index } => self.delete(replicas, index),
             Event::TurnEnd | Event::Wake => self.intake.turn_ended = true,
             Event::Close => self.close(),

@@ -10,7 +10,7 @@ use crate::session::{Session, What};
 use proto::limits::BLOCK;
 use proto::message::{BlockState, Request, Run, View};
 use proto::record::Sum;
-use proto::{BlockRange, ChunkIndex, Generation, Payload, Refusal, Version};
+use proto::{BlockRange, ChunkIndex, Generation, Payload, Refusal, Time, Version};
 
 /// Some blocks that were read.
 #[derive(Clone, Debug)]
@@ -256,8 +256,12 @@ impl Session {
     }
     /// The lease of the drive's node, which knows what this drive knows.
     pub(crate) fn lease_held(&self, drive: usize, leases: &dyn Leases) -> bool {
+        self.lease_of(drive, leases) > self.now
+    }
+    /// Until when it is counted on.
+    pub(crate) fn lease_of(&self, drive: usize, leases: &dyn Leases) -> Time {
         let d = &self.drives[drive];
-        d.open && leases.until(self.nodes[d.node].id, self.branch) > self.now
+        if d.open { leases.until(self.nodes[d.node].id, self.branch) } else { Time::ZERO }
     }
 
     pub(crate) fn answer_reads(&mut self, leases: &dyn Leases) {

@@ -101,10 +101,7 @@ impl Session {
     /// Until when reads of what lies on this drive may count on its node's lease.
     #[must_use]
     pub fn lease_until(&self, drive: DriveId, leases: &dyn Leases) -> Time {
-        match self.drive_ix.get(&drive).map(|&d| &self.drives[d]) {
-            Some(d) if d.open => leases.until(self.nodes[d.node].id, self.branch),
-            _ => Time::ZERO,
-        }
+        self.drive_ix.get(&drive).map_or(Time::ZERO, |&d| self.lease_of(d, leases))
     }
     /// Whom reads and `min_in_sync` count on.
     #[must_use]

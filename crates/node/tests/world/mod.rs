@@ -180,11 +180,12 @@ impl World {
     }
     /// The drive is well and is added once more, to the same process.
     pub fn add_again(&mut self, n: u32, handle: u32) {
-        let medium = &mut self.hosts.get_mut(&NodeId(n)).unwrap().media[0];
+        let ix = medium_of(handle);
+        let medium = &mut self.hosts.get_mut(&NodeId(n)).unwrap().media[ix];
         medium.mend();
         let (size, volatile_cache) = (medium.size(), medium.is_volatile());
         let opening = OpenId(0xadd << 16 | u64::from(handle));
-        let path = format!("n{n}/drive0");
+        let path = format!("n{n}/drive{ix}");
         let params = DriveParams { handle, size, volatile_cache, path, opening };
         self.put(Span(0), NodeId(n), Thing::Event(Event::AddDrive(params)));
     }
