@@ -6,6 +6,10 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
+    if args.iter().any(|a| a == "--help" || a == "-h") {
+        println!("{}", cli::HELP);
+        return ExitCode::SUCCESS;
+    }
     match cli::Cli::parse(&args) {
         Ok(cli) => cli.run(),
         Err(why) => {
