@@ -19,18 +19,35 @@ impl Page {
 #[derive(Default)]
 struct Pages(Vec<Page>);
 
-/// Largest piece that is kept, blocks: an extent.
-const KEPT_BLOCKS: usize = 16;
-/// Blocks that a thread keeps: as many as wait in a journal at once, for they come back in thousands.
-const KEPT_IN_ALL: usize = 256 << 10;
-const _: () = assert!(KEPT_IN_ALL as u64 * BLOCK as u64 == crate::limits::JOURNAL_MAX);
+/// Lengths that are kept, blocks: all up to an extent, then powers of two up to 1 MiB; what is between is rounded up.
+const EXACT: usize = 16;
+const LENGTHS: usize = EXACT + 4;
+const KEPT_BLOCKS: usize = EXACT << (LENGTHS - EXACT);
+/// Blocks that a thread keeps, 256 MiB: what it reads and writes at once comes back in thousands.
+const KEPT_IN_ALL: usize = 64 << 10;
+
+/// Which of the lengths holds `blocks`; none: too long, or nothing.
+fn class(blocks: usize) -> Option<usize> {
+    match blocks {
+        0 => None,
+        1..=EXACT => Some(blocks - 1),
+        _ if blocks <= KEPT_BLOCKS => {
+            Some(EXACT - 1 + (blocks.next_power_of_two() / EXACT).trailing_zeros() as usize)
+        }
+        _ => None,
+    }
+}
+/// Its blocks.
+fn length(class: usize) -> usize {
+    if class < EXACT { class + 1 } else { EXACT << (class + 1 - EXACT) }
+}
 /// Blocks that `trim` gives back at once: few, for it is called between I/Os.
 const TRIM_AT_ONCE: usize = 4 << 10;
 
 #[derive(Default)]
 struct Pool {
-    /// By length in blocks, less one.
-    free: [Vec<Vec<Page>>; KEPT_BLOCKS],
+    /// By length.
+    free: [Vec<Vec<Page>>; LENGTHS],
     blocks: usize,
     /// Least that lay unused since the last look.
     unused: usize,
@@ -48,9 +65,9 @@ pub fn trim(look: bool) {
             pool.unused = pool.blocks;
         }
         let mut given = 0;
-        for length in (0..KEPT_BLOCKS).rev() {
-            while given < pool.excess.min(TRIM_AT_ONCE) && pool.free[length].pop().is_some() {
-                given += length + 1;
+        for class in (0..LENGTHS).rev() {
+            while given < pool.excess.min(TRIM_AT_ONCE) && pool.free[class].pop().is_some() {
+                given += length(class);
             }
         }
         pool.blocks -= given;
@@ -64,33 +81,32 @@ thread_local! {
 }
 
 impl Pages {
-    /// Memory with whatever it held before.
-    fn taken(blocks: usize) -> Option<Pages> {
-        if !(1..=KEPT_BLOCKS).contains(&blocks) {
-            return None;
-        }
+    /// Memory for `blocks` blocks or more: from the pool with whatever it held before, else zeroed. True if it is zeroed.
+    fn take(blocks: usize) -> (Pages, bool) {
+        let Some(class) = class(blocks) else { return (Pages(vec![Page::ZERO; blocks]), true) };
         // None while the thread ends.
-        POOL.try_with(|pool| {
+        let kept = POOL.try_with(|pool| {
             let mut pool = pool.borrow_mut();
-            let taken = pool.free[blocks - 1].pop()?;
-            pool.blocks -= blocks;
+            let taken = pool.free[class].pop()?;
+            pool.blocks -= taken.len();
             pool.unused = pool.unused.min(pool.blocks);
             Some(Pages(taken))
-        })
-        .ok()?
+        });
+        match kept {
+            Ok(Some(pages)) => (pages, false),
+            _ => (Pages(vec![Page::ZERO; length(class)]), true),
+        }
     }
 }
 impl Drop for Pages {
     fn drop(&mut self) {
         let blocks = self.0.len();
-        if !(1..=KEPT_BLOCKS).contains(&blocks) {
-            return;
-        }
+        let Some(class) = class(blocks) else { return };
         let _ = POOL.try_with(|pool| {
             let mut pool = pool.borrow_mut();
             if pool.blocks + blocks <= KEPT_IN_ALL {
                 pool.blocks += blocks;
-                pool.free[blocks - 1].push(std::mem::take(&mut self.0));
+                pool.free[class].push(std::mem::take(&mut self.0));
             }
         });
     }
@@ -98,24 +114,26 @@ impl Drop for Pages {
 
 /// Owned, writable, block-aligned memory: what a read fills, or what becomes a `Payload`.
 #[derive(Default)]
-pub struct PageBuf(Pages);
+pub struct PageBuf {
+    pages: Pages,
+    /// Blocks of it that count.
+    count: usize,
+}
 
 impl PageBuf {
     /// Zeroed memory of `blocks` blocks.
     #[must_use]
     pub fn zeroed(blocks: usize) -> PageBuf {
-        PageBuf(match Pages::taken(blocks) {
-            Some(mut pages) => {
-                pages.0.fill(Page::ZERO);
-                pages
-            }
-            None => Pages(vec![Page::ZERO; blocks]),
-        })
+        let (mut pages, zeroed) = Pages::take(blocks);
+        if !zeroed {
+            pages.0[..blocks].fill(Page::ZERO);
+        }
+        PageBuf { pages, count: blocks }
     }
     /// Memory that holds anything, of other requests too: for a caller who overwrites all of it, or throws it away.
     #[must_use]
     pub fn for_overwrite(blocks: usize) -> PageBuf {
-        PageBuf(Pages::taken(blocks).unwrap_or_else(|| Pages(vec![Page::ZERO; blocks])))
+        PageBuf { pages: Pages::take(blocks).0, count: blocks }
     }
     /// A copy of `bytes`, padded with zeroes to whole blocks.
     #[must_use]
@@ -128,19 +146,18 @@ impl PageBuf {
     }
     #[must_use]
     pub fn blocks(&self) -> usize {
-        self.0.0.len()
+        self.count
     }
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
-        self.0.0.as_bytes()
+        self.pages.0[..self.count].as_bytes()
     }
     pub fn bytes_mut(&mut self) -> &mut [u8] {
-        self.0.0.as_mut_bytes()
+        self.pages.0[..self.count].as_mut_bytes()
     }
     #[must_use]
     pub fn freeze(self) -> Payload {
-        let count = self.blocks();
-        Payload { pages: Arc::new(self.0), start: 0, count }
+        Payload { pages: Arc::new(self.pages), start: 0, count: self.count }
     }
 }
 
@@ -209,7 +226,7 @@ mod tests {
 
     #[test]
     fn memory_that_comes_back_is_used_again_and_shows_nothing_of_what_it_held() {
-        for blocks in [1, 2, KEPT_BLOCKS] {
+        for blocks in [1, 2, EXACT, EXACT + 1, 2 * EXACT, KEPT_BLOCKS] {
             let old = PageBuf::copy_of(&vec![7; blocks * BLOCK]).freeze();
             let (address, clone) = (old.bytes().as_ptr(), old.clone());
             drop(old);
@@ -223,6 +240,17 @@ mod tests {
             drop(copy);
             assert!(PageBuf::zeroed(blocks).bytes().iter().all(|b| *b == 0));
         }
+    }
+
+    #[test]
+    fn every_length_has_room_in_the_least_class_that_holds_it() {
+        for blocks in 1..=KEPT_BLOCKS {
+            let class = class(blocks).unwrap();
+            assert!(length(class) >= blocks && (class == 0 || length(class - 1) < blocks), "{blocks}");
+        }
+        assert_eq!((class(0), class(KEPT_BLOCKS + 1), length(LENGTHS - 1)), (None, None, KEPT_BLOCKS));
+        let odd = PageBuf::copy_of(&[3; 17 * BLOCK + 1]);
+        assert_eq!((odd.blocks(), odd.bytes().len(), odd.freeze().len()), (18, 18 * BLOCK, 18 * BLOCK));
     }
 
     #[test]

@@ -39,11 +39,19 @@ const EMPTY_LOOKS: usize = 1024;
 enum Stage {
     #[default]
     Idle,
-    /// Extents whose flushed blocks go home.
-    Homing(VecDeque<Px>),
+    Homing(Homing),
     /// Pages to be written: table, records.
     Paging(VecDeque<u32>, VecDeque<u32>),
     Super,
+}
+
+/// Flushed blocks go home, a slice of the ring at a time: so many bytes are in memory at most.
+struct Homing {
+    /// The batch that is listed next, and the last one of the round.
+    next: u64,
+    last: u64,
+    /// Extents of those that have been listed, ascending.
+    queue: VecDeque<Px>,
 }
 
 impl Checkpoint {
@@ -100,7 +108,7 @@ impl Store {
         loop {
             let went_on = match std::mem::take(&mut self.checkpoint.stage) {
                 Stage::Idle => self.begin_round(),
-                Stage::Homing(queue) => self.home(queue),
+                Stage::Homing(homing) => self.home(homing),
                 Stage::Paging(table, records) => self.page(table, records),
                 Stage::Super => self.end_round(),
             };
@@ -114,9 +122,6 @@ impl Store {
         let journal = &self.disk().journal;
         if journal.first_seq() == journal.next_seq {
             (self.checkpoint.next, self.checkpoint.retry) = (None, None);
-            return false;
-        }
-        if !self.loader.is_done() {
             return false;
         }
         let (first, flushed, applied) = (journal.first_seq(), journal.flushed, journal.applied);
@@ -141,31 +146,33 @@ impl Store {
         // Counted from the first batch, not from the tail: behind the tail may lie the end of the ring, which nobody uses.
         let start = journal.get(first).map_or(journal.tail, |b| b.position);
         let part = if in_parts { start + (journal.window() / PARTS).max(1) } else { u64::MAX };
-        let mut homes: Vec<Px> = (first..=target)
-            .map_while(|s| journal.get(s).filter(|b| b.position < part))
-            .filter(|b| b.live > 0)
-            .flat_map(|b| b.homes.iter().copied())
-            .collect();
-        homes.sort_unstable();
-        homes.dedup();
-        self.checkpoint.stage = Stage::Homing(homes.into());
+        let taken = (first..=target).take_while(|s| journal.get(*s).is_some_and(|b| b.position < part));
+        let last = taken.last().unwrap_or(first - 1);
+        self.checkpoint.stage = Stage::Homing(Homing { next: first, last, queue: VecDeque::new() });
         true
     }
 
     // ------------------------------------------------------------------------------------------ homes
 
-    fn home(&mut self, mut queue: VecDeque<Px>) -> bool {
-        while self.checkpoint.in_flight < self.depth()
-            && let Some(px) = queue.pop_front()
-        {
-            self.home_run(px, &mut queue);
+    fn home(&mut self, mut h: Homing) -> bool {
+        while self.loader.is_done() {
+            while self.checkpoint.in_flight < self.depth()
+                && let Some(px) = h.queue.pop_front()
+            {
+                self.home_run(px, &mut h.queue);
+            }
+            if !h.queue.is_empty() || h.next > h.last {
+                break;
+            }
+            (h.next, h.queue) = self.list_slice(h.next, h.last);
         }
+        let listed = h.queue.is_empty() && h.next > h.last && self.loader.is_done();
         let unflushed = !self.flusher.written.is_empty();
-        if !queue.is_empty() || self.checkpoint.in_flight > 0 || unflushed {
-            if queue.is_empty() && self.checkpoint.in_flight == 0 {
+        if !listed || self.checkpoint.in_flight > 0 || unflushed {
+            if listed && self.checkpoint.in_flight == 0 {
                 self.want_flush();
             }
-            self.checkpoint.stage = Stage::Homing(queue);
+            self.checkpoint.stage = Stage::Homing(h);
             return false;
         }
         let disk = self.disk();
@@ -257,7 +264,7 @@ impl Store {
     /// The superblock with the new tail is written; the round is over once that is flushed.
     fn end_round(&mut self) -> bool {
         let disk = self.disk();
-        if disk.writing.is_some() || disk.journal.readers > 0 {
+        if disk.writing.is_some() {
             // A flush that begins before the write has completed would not cover it.
             if disk.writing.as_ref().is_some_and(|w| w.stamp.is_some()) {
                 self.want_flush();

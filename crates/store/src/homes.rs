@@ -88,6 +88,8 @@ impl Store {
             let found = disk.overlay.find_mut(*px, u32::from(*block));
             if let Some(b) = found.filter(|b| b.seq == *seq && b.way == Way::Writing) {
                 b.way = Way::Written(stamp);
+                // Its slice is done with; whoever reads it until it is flushed finds it in the journal.
+                b.payload = None;
                 self.flusher.written.push((stamp, *px, *block, *seq));
             }
         }

@@ -35,6 +35,8 @@ pub struct Batch {
     /// When its write completed.
     pub stamp: Option<u64>,
     pub larges: u32,
+    /// Reads of its blocks in flight: it stays.
+    pub readers: u32,
 }
 impl Batch {
     /// One at this place, with its header's pages and checksum, that holds nothing yet.
@@ -51,6 +53,7 @@ impl Batch {
             ops: Vec::new(),
             stamp: None,
             larges: 0,
+            readers: 0,
         }
     }
 }
@@ -76,8 +79,6 @@ pub struct Journal {
     unindexed: u64,
     /// Large entries in batches that are not flushed.
     pub unflushed_larges: u32,
-    /// Reads of the ring in flight: the tail stays.
-    pub readers: u32,
 }
 
 impl Journal {
@@ -98,7 +99,6 @@ impl Journal {
             indexed: first_seq - 1,
             unindexed: 0,
             unflushed_larges: 0,
-            readers: 0,
         }
     }
     /// Pages of the ring.
@@ -193,13 +193,14 @@ impl Journal {
     pub fn block_out(&mut self, seq: u64) {
         self.get_mut(seq).live -= 1;
     }
-    /// The least batch that cannot be passed on account of the overlay; `pages`: what the pages pin.
+    /// The least batch that cannot be passed on account of the overlay and of who reads; `pages`: what the pages pin.
     #[must_use]
     pub fn keep_from(&self, pages: u64) -> u64 {
         let unflushed = self.flushed + 1;
         let held = (unflushed..self.next_seq).filter_map(|s| self.get(s)).map(|b| b.hold).min();
         let limit = unflushed.min(pages).min(held.unwrap_or(u64::MAX));
-        (self.first_seq..limit).find(|s| self.get(*s).is_some_and(|b| b.live > 0)).unwrap_or(limit)
+        let needed = |b: &Batch| b.live > 0 || b.readers > 0;
+        (self.first_seq..limit).find(|s| self.get(*s).is_some_and(needed)).unwrap_or(limit)
     }
     /// Where the tail would be if it passed everything before batch `seq`: position, checksum before it.
     #[must_use]
@@ -216,6 +217,7 @@ impl Journal {
                 self.indexed = self.first_seq;
             }
             assert_eq!(b.live, 0, "batch {} is passed while blocks are not home", self.first_seq);
+            assert_eq!(b.readers, 0, "batch {} is passed while it is read", self.first_seq);
             self.first_seq += 1;
         }
         assert!(self.tail <= tail && tail <= self.head, "the tail moves forward within the ring");

@@ -1,14 +1,13 @@
-//! After an opening: the bytes of replayed blocks are read from the journal, in the order in which they lie there.
+//! Blocks that go home and are not in memory: their bytes are read from the journal, in large pieces, in the order in which
+//! they lie there.
 //!
-//! Recovery reads no payload of batches that it knows as flushed. Nothing goes home before all of it has been loaded; a
-//! guest's read of a block that has not been is answered from the journal. A block that does not match its
+//! So it is with all but the newest blocks, and with all that an opening has replayed. A block that does not match its
 //! checksum, or cannot be read, is bad from then on, to be repaired.
 
 use crate::event::{IoOp, IoResult};
-use crate::overlay::What;
+use crate::overlay::{Way, What};
 use crate::store::{Job, Phase, Store};
 use crate::table::Px;
-use proto::Payload;
 use proto::record::Sum;
 use std::collections::VecDeque;
 
@@ -38,20 +37,50 @@ impl Loader {
     pub fn is_done(&self) -> bool {
         self.todo.is_empty() && self.in_flight == 0
     }
+    /// Two entries of one batch may be of one extent: each block is read once.
+    fn sort(&mut self) {
+        let mut todo: Vec<Unread> = std::mem::take(&mut self.todo).into();
+        todo.sort_unstable();
+        todo.dedup();
+        self.todo = todo.into();
+    }
 }
 
 impl Store {
-    /// What recovery has left unread.
-    pub(crate) fn list_unread(&mut self) {
-        let overlay = &self.disk().overlay;
-        let mut todo: Vec<Unread> = overlay
-            .iter()
-            .flat_map(|(px, _)| overlay.of(px).map(move |b| (px, b)))
-            .filter(|(_, b)| b.what == What::Data && b.payload.is_none())
-            .map(|(px, b)| Unread { position: b.position, px, block: b.block, seq: b.seq, alone: false })
-            .collect();
-        todo.sort_unstable();
-        self.loader.todo = todo.into();
+    /// What a batch still holds: its extents, and of their blocks those whose bytes are not in memory.
+    fn list_batch(&mut self, seq: u64, homes: &mut Vec<Px>) {
+        let disk = self.disk.as_ref().expect("opened");
+        let Some(batch) = disk.journal.get(seq).filter(|b| b.live > 0) else { return };
+        homes.extend(&batch.homes);
+        for px in &batch.homes {
+            let held = disk.overlay.of(*px).filter(|b| b.seq == seq && b.what == What::Data);
+            for b in held.filter(|b| b.payload.is_none() && b.way == Way::Pending) {
+                let unread = Unread { position: b.position, px: *px, block: b.block, seq, alone: false };
+                self.loader.todo.push_back(unread);
+            }
+        }
+    }
+
+    /// The next batches that go home, from `next` to at most `last`: their extents, ascending. Bytes that are not in memory
+    /// are read, in the order in which they lie in the ring. Gives the batch that comes after them.
+    pub(crate) fn list_slice(&mut self, next: u64, last: u64) -> (u64, VecDeque<Px>) {
+        assert!(self.loader.is_done(), "one slice at a time");
+        let disk = self.disk();
+        let begin = disk.journal.get(next).map_or(0, |b| b.position);
+        let end = begin + disk.layout.slice();
+        let upto =
+            (next..=last).take_while(|s| disk.journal.get(*s).is_some_and(|b| b.position < end)).last();
+        let upto = upto.unwrap_or(last);
+        let mut homes = Vec::new();
+        for seq in next..=upto {
+            self.list_batch(seq, &mut homes);
+        }
+        homes.sort_unstable();
+        homes.dedup();
+        self.loader.sort();
+        self.disk_mut().overlay.going = upto;
+        self.push_load();
+        (upto + 1, homes.into())
     }
 
     pub(crate) fn push_load(&mut self) {
@@ -85,7 +114,6 @@ impl Store {
         let blocks = u32::try_from(last.position - first.position + 1).expect("at most a run");
         let offset = self.disk().layout.journal(first.position);
         self.loader.in_flight += 1;
-        self.disk_mut().journal.readers += 1;
         self.io(Job::Load(run), IoOp::Read { offset, blocks });
     }
     fn is_unread(&self, u: &Unread) -> bool {
@@ -95,7 +123,6 @@ impl Store {
 
     pub(crate) fn load_done(&mut self, run: Vec<Unread>, result: IoResult) {
         self.loader.in_flight -= 1;
-        self.disk_mut().journal.readers -= 1;
         let bytes = match result {
             IoResult::Read(bytes) => Some(bytes),
             _ if run.len() > 1 => {
@@ -116,7 +143,8 @@ impl Store {
             let page = bytes.as_ref().map(|b| b.block(at));
             let b = self.disk_mut().overlay.find_mut(u.px, u32::from(u.block)).expect("just seen");
             match page.filter(|p| Sum::of(p) == Sum(b.sum)) {
-                Some(page) => b.payload = Some(Payload::copy_of(page)),
+                // Shares the memory of the whole read: all of it goes home together.
+                Some(_) => b.payload = bytes.as_ref().map(|b| b.slice(at, 1)),
                 None => {
                     b.what = What::Bad;
                     self.flusher.bare.push_front((u.seq, u.px, u.block));

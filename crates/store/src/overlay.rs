@@ -1,5 +1,9 @@
 //! The overlay: blocks that are in the journal and not yet at home. Per block only the newest.
 //!
+//! Bytes stay in memory only for the blocks that came last: those of all others are in the journal, and are read
+//! from there, by a guest or on their way home. Memory that is used again at once is in the processor's cache; as much
+//! memory as the journal is long would be neither in the cache nor small.
+//!
 //! Flat: a block is a slot of a slab, and its extent knows the slots of its 16 blocks, so that finding one touches two
 //! places of memory and no more; steady work allocates nothing. Never more than the journal holds: a block leaves
 //! when it is home (and flushed) or when a newer one takes its place.
@@ -7,6 +11,7 @@
 use crate::table::Px;
 use proto::{Map, Payload, Version};
 use slab::Slab;
+use std::collections::VecDeque;
 
 /// A slot of an extent that holds no block.
 const NOTHING: u32 = u32::MAX;
@@ -41,7 +46,7 @@ pub struct Block {
     pub seq: u64,
     pub sum: u32,
     pub version: Version,
-    /// Bytes of `Data`.
+    /// Bytes of `Data`, if they are in memory.
     pub payload: Option<Payload>,
     /// Journal position of its bytes, in pages since format.
     pub position: u64,
@@ -57,13 +62,23 @@ pub struct Dirty {
     pub version: Version,
 }
 
-#[derive(Default)]
 pub struct Overlay {
     extents: Map<Px, Dirty>,
     blocks: Slab<Block>,
+    /// Blocks that came with their bytes, oldest first: extent, block, batch. Some have been overwritten since.
+    recent: VecDeque<(Px, u8, u64)>,
+    /// How many of them keep their bytes.
+    keeps: usize,
+    /// Batches up to here are on their way home: their blocks keep what bytes they have.
+    pub going: u64,
 }
 
 impl Overlay {
+    /// One that keeps the bytes of the `keeps` blocks that came last.
+    #[must_use]
+    pub fn new(keeps: usize) -> Overlay {
+        Overlay { extents: Map::default(), blocks: Slab::new(), recent: VecDeque::new(), keeps, going: 0 }
+    }
     /// Blocks held.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -95,6 +110,12 @@ impl Overlay {
     }
     /// Puts a block in; its extent has been entered. Gives back the batch of the one that it takes the place of.
     pub fn put(&mut self, px: Px, new: Block) -> Option<u64> {
+        if new.payload.is_some() {
+            self.recent.push_back((px, new.block, new.seq));
+            if self.recent.len() > self.keeps {
+                self.let_go();
+            }
+        }
         let d = self.extents.get_mut(&px).expect("entered before");
         let slot = &mut d.slots[usize::from(new.block)];
         if *slot != NOTHING {
@@ -103,6 +124,15 @@ impl Overlay {
         *slot = u32::try_from(self.blocks.insert(new)).expect("no more blocks than the journal holds");
         d.count += 1;
         None
+    }
+    /// The oldest block that came with its bytes is to be read from the journal from now on.
+    fn let_go(&mut self) {
+        let Some((px, block, seq)) = self.recent.pop_front() else { return };
+        if seq > self.going
+            && let Some(b) = self.find_mut(px, u32::from(block)).filter(|b| b.seq == seq)
+        {
+            b.payload = None;
+        }
     }
     /// Takes a block out. With the last one the extent goes too, and its version is given back.
     pub fn remove(&mut self, px: Px, block: u32) -> (Block, Option<Version>) {

@@ -21,11 +21,20 @@ const VERIFY_MAX: u32 = 256;
 pub(crate) enum Bytes {
     None,
     Memory(Payload),
-    /// Byte offset on the drive; and the extent that is pinned, or the journal's ring.
+    /// Byte offset on the drive, and what must stay while it is read.
     Drive {
         offset: u64,
-        px: Option<Px>,
+        pins: Pins,
     },
+}
+
+/// What is pinned while a block is read.
+#[derive(Clone, Copy)]
+pub(crate) enum Pins {
+    /// The block, at home.
+    Home(Px),
+    /// The batch that holds it.
+    Batch(u64),
 }
 
 /// A block as seen in a view.
@@ -99,7 +108,9 @@ impl Disk {
                 What::Data => {
                     let bytes = match &b.payload {
                         Some(payload) if !media => Bytes::Memory(payload.clone()),
-                        _ => Bytes::Drive { offset: self.layout.journal(b.position), px: None },
+                        _ => {
+                            Bytes::Drive { offset: self.layout.journal(b.position), pins: Pins::Batch(b.seq) }
+                        }
                     };
                     (BlockState::Data, Sum(b.sum), bytes)
                 }
@@ -108,7 +119,7 @@ impl Disk {
                 Presence::Absent => return None,
                 Presence::Zero => (BlockState::Zero, Sum(0), Bytes::None),
                 Presence::Data => {
-                    let bytes = Bytes::Drive { offset: self.layout.data(px, at), px: Some(px) };
+                    let bytes = Bytes::Drive { offset: self.layout.data(px, at), pins: Pins::Home(px) };
                     (BlockState::Data, Sum(e.sums[at as usize]), bytes)
                 }
             },
@@ -204,11 +215,11 @@ impl Store {
         let mut at = None;
         let disk = self.disk.as_mut().expect("opened");
         for seen in &job.blocks[first..first + count] {
-            let Bytes::Drive { offset, px } = seen.bytes else { continue };
+            let Bytes::Drive { offset, pins } = seen.bytes else { continue };
             at.get_or_insert(offset);
-            match px {
-                Some(px) => disk.table.pin(px, disk.layout.block_at(offset)),
-                None => disk.journal.readers += 1,
+            match pins {
+                Pins::Home(px) => disk.table.pin(px, disk.layout.block_at(offset)),
+                Pins::Batch(seq) => disk.journal.get_mut(seq).readers += 1,
             }
         }
         let blocks = u32::try_from(count).expect("at most a chunk");
@@ -224,8 +235,10 @@ impl Store {
         let disk = self.disk.as_mut().expect("opened");
         for seen in &job.blocks[first..first + count] {
             match seen.bytes {
-                Bytes::Drive { px: Some(px), offset } => disk.table.unpin(px, disk.layout.block_at(offset)),
-                Bytes::Drive { px: None, .. } => disk.journal.readers -= 1,
+                Bytes::Drive { pins: Pins::Home(px), offset } => {
+                    disk.table.unpin(px, disk.layout.block_at(offset));
+                }
+                Bytes::Drive { pins: Pins::Batch(seq), .. } => disk.journal.get_mut(seq).readers -= 1,
                 _ => {}
             }
         }

@@ -121,7 +121,7 @@ impl Store {
         let disk = self.disk.as_ref()?;
         let replica = disk.records.replica_number(branch, chunk)?;
         match disk.look(replica, block, View::Head, false).bytes {
-            Bytes::Drive { offset, .. } => Some(offset),
+            Bytes::Drive { offset, pins: crate::read::Pins::Home(_) } => Some(offset),
             _ => None,
         }
     }

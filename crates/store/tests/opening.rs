@@ -6,8 +6,9 @@ use proto::message::{
 };
 use proto::*;
 use store::event::{Failure, Opened, Pull};
+use store::layout::Layout;
 use store::medium::Medium;
-use store::{Effect, Event, FormatParams, IoId, OpenParams, Source, Store, inspect};
+use store::{Effect, Event, FormatParams, IoId, IoOp, IoResult, OpenParams, Source, Store, inspect};
 
 const SIZE: u64 = 16 << 20;
 const BRANCH: BranchId = BranchId(5);
@@ -770,4 +771,72 @@ fn a_drive_of_an_older_format_is_refused_as_such() {
     page[8..12].copy_from_slice(&crc.to_le_bytes());
     m.put(0, &Payload::copy_of(&page));
     assert_eq!(Bench::open(m, params(1, 11)).failure(), Some(&Failure::Version(1)));
+}
+
+/// Asks for a block and leaves its read of the drive lying: the read, and where.
+fn a_read_that_hangs(b: &mut Bench, block: u32) -> (IoId, u64) {
+    let request = Request::Read {
+        view: View::Head,
+        range: BlockRange::new(block, 1),
+        media: false,
+        source_process: None,
+    };
+    let frame = RequestFrame { token: 77, scope: scope(), request };
+    b.store.handle(b.now, Event::Request { source: Source(1), frame });
+    let Some(Effect::Io { io, op: IoOp::Read { offset, blocks: 1 } }) = b.store.poll() else {
+        panic!("it is not in memory")
+    };
+    assert!(b.store.poll().is_none());
+    (io, offset)
+}
+
+#[test]
+fn what_is_not_in_memory_any_more_is_read_from_the_journal_which_stays_for_it() {
+    let mut b = Bench::with_replica();
+    // A ring of 256 pages keeps the bytes of four blocks.
+    for i in 0..9_u8 {
+        assert_eq!(refusal(&b.write(1 + u64::from(i), u32::from(i), 1 + i, 1)), None);
+    }
+    assert_eq!(b.read(8, 1).1.bytes()[0], 9);
+    let (io, offset) = a_read_that_hangs(&mut b, 0);
+    let layout = Layout::plan(SIZE, Some(1 << 20)).unwrap();
+    assert!((layout.journal(0)..layout.chunk(0)).contains(&offset), "read from the ring");
+    // The block is overwritten, and so is everything else, again and again: without that read the ring would go round.
+    let mut refused = 0;
+    for seq in 10..400_u64 {
+        let first = u32::try_from(seq % 9).unwrap();
+        b.write(seq, first, 100, 1);
+        b.pass(Span::millis(500));
+        refused += usize::from(b.store.usage().waiting > 0);
+    }
+    assert!(refused > 0, "the ring is full: what is being read is not written over");
+    let page = b.medium.get(offset, 1);
+    b.store.handle(b.now, Event::Io { io, result: IoResult::Read(page) });
+    b.settle();
+    let replies = b.replies();
+    let data = replies
+        .iter()
+        .find_map(|r| if let Reply::ReadDone { payload, .. } = r { Some(payload) } else { None });
+    assert!(data.unwrap().bytes().iter().all(|x| *x == 1), "as it was when it was asked for");
+    b.pass(Span::secs(60));
+    assert!(b.store.is_at_rest() && b.store.usage().waiting == 0, "and then all goes on");
+    b.store.check();
+}
+
+#[test]
+fn blocks_that_rotted_in_the_journal_are_bad_and_do_not_go_home() {
+    let mut b = Bench::with_replica();
+    for i in 0..9_u8 {
+        b.write(1 + u64::from(i), u32::from(i), 1 + i, 1);
+    }
+    let (io, offset) = a_read_that_hangs(&mut b, 1);
+    let page = b.medium.get(offset, 1);
+    b.store.handle(b.now, Event::Io { io, result: IoResult::Read(page) });
+    b.settle();
+    b.medium.rot(offset, 9);
+    b.pass(Span::secs(60));
+    assert!(b.store.is_at_rest());
+    let (runs, _) = b.read(0, 9);
+    assert_eq!(runs, [(1, BlockState::Data), (1, BlockState::Bad), (7, BlockState::Data)]);
+    b.store.check();
 }

@@ -290,6 +290,7 @@ impl Store {
         for (page, (slot, sequence, _)) in (0..).zip(&r.record_heads) {
             record_pages.found(page, *slot, *sequence);
         }
+        let keeps = old.layout.keeps();
         let mut disk = Disk {
             layout: old.layout,
             drive: old.drive,
@@ -301,7 +302,7 @@ impl Store {
             table_pages: Pages::new(0),
             record_pages,
             records: Records::new(0),
-            overlay: Overlay::default(),
+            overlay: Overlay::new(keeps),
             journal,
             index,
         };
@@ -349,7 +350,6 @@ impl Store {
             self.notice(Notice::Recovered { batches: r.batches, dropped, bytes: r.replayed });
         }
         self.effect(Effect::Opened(Box::new(opened)));
-        self.list_unread();
         // What was replayed and needs no home write shows in the table at once: it is flushed.
         self.flusher.wanted = !self.flusher.bare.is_empty();
     }

@@ -392,7 +392,7 @@ impl Replay {
             let bad = page.as_ref().is_some_and(|p| Sum::of(p.bytes()) != sum);
             let what = if bad { What::Bad } else { What::Data };
             let mut b = Block::new(block, what, seq, version);
-            (b.sum, b.payload, b.position) = (sum.0, page, position);
+            (b.sum, b.position) = (sum.0, position);
             self.pending.entry(key).or_default().blocks.insert(block, b);
         }
     }
