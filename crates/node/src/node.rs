@@ -242,6 +242,8 @@ impl Node {
         for ix in std::mem::take(&mut self.turn_drives) {
             self.jobs.push_back(Job::Store(ix, store::Event::TurnEnd));
         }
+        // What waited for this is not due any more.
+        self.run(now);
         // Guests' I/O alone changes nothing that is to be looked after; a resync and a shutdown feed on its completions.
         let feeds = self.pulls.is_busy() || self.stopping.is_some();
         if self.stirred || feeds || self.next_wake() <= now {
