@@ -124,6 +124,7 @@ impl Drives {
                 path: e.path.display().to_string(),
                 capacity: e.size,
                 since: view.as_ref().map(|v| v.since),
+                journal: view.as_ref().map(|v| v.journal).unwrap_or_default(),
                 state: view.map_or(DriveState::Opening, |v| v.state),
                 counts: e.counts,
             }

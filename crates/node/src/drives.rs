@@ -7,7 +7,7 @@ use crate::desk::{ASK_AGAIN, Use};
 use crate::event::{DriveParams, Effect, Notice};
 use crate::node::{Endpoint, Job, Node, PULLS};
 use crate::seats::{Seat, SeatId};
-use crate::status::{DriveState, DriveView};
+use crate::status::{DriveState, DriveView, JournalFill};
 use proto::control::{DriveStatus, HeldReplica, MetaAnswer, MetaRefusal, MetaRequest};
 use proto::message::{DriveHello, Reply, ReplyFrame};
 use proto::{BranchId, DriveId, Epoch, NodeId, Refusal, Span, Time};
@@ -115,7 +115,15 @@ impl Drive {
             drive: self.id(),
             state: self.seen.state.clone(),
             since: self.seen.since,
+            journal: self.journal(),
         }
+    }
+    fn journal(&self) -> JournalFill {
+        if self.state != State::Open {
+            return JournalFill::default();
+        }
+        let (usage, page) = (self.store.usage(), proto::limits::BLOCK as u64);
+        JournalFill { used: usage.journal_used * page, size: usage.journal_window * page }
     }
     /// Why it answers nobody, if so.
     pub fn refuses(&self) -> Option<Refusal> {

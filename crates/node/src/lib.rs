@@ -26,5 +26,5 @@ pub use bugs::Bugs;
 pub use event::{Effect, Event, ExportError, ExportInfo, LinkId, NodeParams};
 pub use node::Node;
 pub use seats::in_words;
-pub use status::{DriveState, DriveView, LeaseStatus, LinkStatus, SeatView};
+pub use status::{DriveState, DriveView, JournalFill, LeaseStatus, LinkStatus, SeatView};
 pub use verify::VerifyState;

@@ -51,6 +51,14 @@ pub struct DriveView {
     pub drive: DriveId,
     pub state: DriveState,
     pub since: Time,
+    pub journal: JournalFill,
+}
+
+/// How full a drive's journal is, bytes. Nothing while it is not open.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct JournalFill {
+    pub used: u64,
+    pub size: u64,
 }
 
 /// A volume's place here for which metad has not granted a session.

@@ -1,11 +1,13 @@
 //! A cluster in a folder, run with `blockctl dev` as a user would; gone when dropped.
 
 use crate::build;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde_json::Value;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 pub struct Cluster {
     bins: PathBuf,
@@ -67,6 +69,27 @@ impl Cluster {
 
     pub fn uri(&self, node: u32, volume: &str) -> String {
         format!("nbd+unix:///{volume}?socket={}", self.socket(node).display())
+    }
+
+    /// Sum of a metric's samples, of all nodes `1..=nodes`.
+    pub fn metric(&self, nodes: u32, name: &str) -> Result<u64> {
+        let mut sum = 0;
+        for n in 1..=nodes {
+            let path = self.dir.join(format!("n{n}")).join("admin.sock");
+            let mut s = UnixStream::connect(&path).with_context(|| path.display().to_string())?;
+            s.set_read_timeout(Some(Duration::from_secs(5)))?;
+            s.write_all(b"GET /metrics HTTP/1.0\r\n\r\n")?;
+            let mut page = String::new();
+            s.read_to_string(&mut page)?;
+            let samples =
+                page.lines().filter_map(|l| l.strip_prefix(name)?.strip_prefix('{')?.rsplit_once(' '));
+            let values: Vec<u64> = samples.map(|(_, v)| v.parse()).collect::<Result<_, _>>()?;
+            if values.is_empty() {
+                bail!("n{n} shows no metric {name}");
+            }
+            sum += values.iter().sum::<u64>();
+        }
+        Ok(sum)
     }
 
     /// Waits until `blockctl volume wait` says the state is reached.

@@ -75,7 +75,7 @@ fn drives(p: &mut Page, lines: &[DriveLine], seen: &Seen) {
     let rows: Vec<(String, _)> =
         lines.iter().map(|d| (format!("path=\"{}\",drive=\"{}\"", label(&d.path), d.drive), d)).collect();
     type Get = fn(&DriveLine) -> u64;
-    let gets: [(&str, &str, &str, Get); 7] = [
+    let gets: [(&str, &str, &str, Get); 9] = [
         ("blockd_drive_capacity_bytes", "gauge", "Size of the drive.", |d| d.capacity),
         ("blockd_drive_serving", "gauge", "1 while the drive serves.", |d| u64::from(d.serves())),
         ("blockd_drive_reads_total", "counter", "Reads of the drive.", |d| d.counts.reads),
@@ -83,6 +83,8 @@ fn drives(p: &mut Page, lines: &[DriveLine], seen: &Seen) {
         ("blockd_drive_flushes_total", "counter", "Flushes of the drive.", |d| d.counts.flushes),
         ("blockd_drive_read_bytes_total", "counter", "Bytes read.", |d| d.counts.bytes_read),
         ("blockd_drive_written_bytes_total", "counter", "Bytes written.", |d| d.counts.bytes_written),
+        ("blockd_drive_journal_bytes", "gauge", "Size of its journal.", |d| d.journal.size),
+        ("blockd_drive_journal_used_bytes", "gauge", "What of it is in use.", |d| d.journal.used),
     ];
     for (name, kind, about, get) in gets {
         p.head(name, kind, about);
@@ -150,6 +152,7 @@ mod tests {
             reason: String::new(),
             ago: std::time::Duration::ZERO,
             counts: crate::drives::DriveCounts::default(),
+            journal: node::JournalFill { used: 3, size: 9 },
         }
     }
 
@@ -193,6 +196,8 @@ mod tests {
         for want in [
             "blockd_drive_serving{path=\"/dev/a\\\"b\",drive=\"7\"} 1\n",
             "blockd_drive_serving{path=\"/dev/c\",drive=\"7\"} 0\n",
+            "blockd_drive_journal_bytes{path=\"/dev/c\",drive=\"7\"} 9\n",
+            "blockd_drive_journal_used_bytes{path=\"/dev/c\",drive=\"7\"} 3\n",
             "blockd_export_connections{volume=\"v1\"} 2\n",
             "blockd_session_waiting{branch=\"3\",volume=\"v1\",reason=\"lease\"} 1\n",
             "blockd_session_waiting{branch=\"\",volume=\"v2\",reason=\"attaching\"} 1\n",

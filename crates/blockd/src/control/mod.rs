@@ -117,4 +117,5 @@ pub struct DriveStatus {
     /// By the shard's clock; none: a moment ago.
     pub since: Option<Time>,
     pub counts: DriveCounts,
+    pub journal: node::JournalFill,
 }

@@ -32,6 +32,7 @@ pub struct DriveLine {
     pub reason: String,
     pub ago: Duration,
     pub counts: DriveCounts,
+    pub journal: node::JournalFill,
 }
 
 impl DriveLine {
@@ -55,6 +56,7 @@ pub fn drives(member: &Member, s: &Status) -> Vec<DriveLine> {
             reason: reason(&d.state),
             ago: d.since.map_or(Duration::ZERO, |t| Duration::from_nanos(ago(t).0)),
             counts: d.counts,
+            journal: d.journal,
         })
         .collect();
     for m in member.openings.missing() {
@@ -72,6 +74,7 @@ pub fn drives(member: &Member, s: &Status) -> Vec<DriveLine> {
             reason: format!("it cannot be opened: {}. Tried again every {} s", m.error, AGAIN.as_secs()),
             ago: m.since.elapsed(),
             counts: DriveCounts::default(),
+            journal: node::JournalFill::default(),
         });
     }
     lines

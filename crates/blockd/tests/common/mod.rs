@@ -5,7 +5,7 @@ use blockd::core::Core;
 use nbd::client::{Client, Command, Event as Said, Goal, Outcome, Wish};
 use nbd::memory::{MemoryDisk, Reply};
 use nbd::{Mode, Op};
-use node::{DriveState, DriveView, Effect, Event, ExportError, ExportInfo, LinkId, SeatView};
+use node::{DriveState, DriveView, Effect, Event, ExportError, ExportInfo, JournalFill, LinkId, SeatView};
 use proto::control::WatchUpdate;
 use proto::{BranchId, DriveId, ExportId, Geometry, Ticket, Time};
 use std::collections::VecDeque;
@@ -117,7 +117,13 @@ impl Core for Plain {
                     DriveState::Failed(failure) => Effect::DriveFailed { handle, failure: failure.clone() },
                     _ => Effect::DriveOpened { handle, drive },
                 });
-                self.drives.push(DriveView { handle, drive, state, since: now });
+                self.drives.push(DriveView {
+                    handle,
+                    drive,
+                    state,
+                    since: now,
+                    journal: JournalFill::default(),
+                });
             }
             Event::CloseExport { .. } => self.tell.send("close").unwrap(),
             Event::Guest { export, request } => self.held.push((export, request.ticket, request.op)),

@@ -8,7 +8,7 @@ use std::fs;
 pub struct Cpu {
     pub servers: u64,
     pub clients: u64,
-    /// Everything that was not idle, of all cores.
+    /// All processes, of all cores.
     pub machine: u64,
 }
 
@@ -23,13 +23,30 @@ fn process(pid: u32) -> u64 {
     f.iter().sum::<u64>() * TICK_US
 }
 
+/// All processes: what the kernel does in interrupts and in its own threads it does for them.
 fn machine() -> Result<u64> {
     let stat = fs::read_to_string("/proc/stat").context("/proc/stat")?;
     let line = stat.lines().next().context("/proc/stat is empty")?;
     let f: Vec<u64> = line.split_whitespace().skip(1).filter_map(|x| x.parse().ok()).collect();
-    // user nice system - - irq softirq steal; idle and iowait are not work
-    let busy = [0, 1, 2, 5, 6].iter().filter_map(|i| f.get(*i)).sum::<u64>();
-    Ok(busy * TICK_US)
+    // user nice system; idle, iowait, irq, softirq and steal are nobody's
+    let busy = f.iter().take(3).sum::<u64>() * TICK_US;
+    Ok(busy.saturating_sub(kernel_threads()?))
+}
+
+/// CPU of the kernel's own threads so far.
+fn kernel_threads() -> Result<u64> {
+    const PF_KTHREAD: u64 = 0x0020_0000;
+    let mut sum = 0;
+    for entry in fs::read_dir("/proc").context("/proc")? {
+        let Some(pid) = entry?.file_name().to_str().and_then(|n| n.parse().ok()) else { continue };
+        let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { continue };
+        let Some((_, rest)) = stat.rsplit_once(')') else { continue };
+        let flags: u64 = rest.split_whitespace().nth(6).and_then(|x| x.parse().ok()).unwrap_or(0);
+        if flags & PF_KTHREAD != 0 {
+            sum += process(pid);
+        }
+    }
+    Ok(sum)
 }
 
 pub fn now(servers: &[u32]) -> Result<Cpu> {

@@ -13,6 +13,8 @@ use crate::cluster::Cluster;
 use crate::tools;
 use anyhow::{Context, Result, bail};
 use fio::{Figures, Job, Target};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 const NODES: u32 = 7;
 /// A sixteenth is journal: 1 GiB, so that a burst of 10 s fits.
@@ -119,6 +121,7 @@ fn row(job: &Job, rounds: usize, c: &Cluster, raw: &Target, ours: &Target) -> Re
     let cores = std::thread::available_parallelism()?.get();
     let (mut a, mut b, mut server_us, mut foreign) = (Vec::new(), Vec::new(), Vec::new(), 0.0_f64);
     for _ in 0..rounds {
+        settle(c)?;
         a.push(fio::run(job, raw)?);
         let pids = c.pids(Some("blockd"))?;
         let all = c.pids(None)?;
@@ -132,6 +135,21 @@ fn row(job: &Job, rounds: usize, c: &Cluster, raw: &Target, ours: &Target) -> Re
         b.push(f);
     }
     Ok(Row { job: *job, raw: median(&a), ours: median(&b), server_us: middle(&mut server_us), foreign })
+}
+
+/// Waits until the journals are as good as empty: no job pays for the one before, and a burst finds room.
+fn settle(c: &Cluster) -> Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(120);
+    loop {
+        let used = c.metric(NODES, "blockd_drive_journal_used_bytes")?;
+        if used * 100 <= c.metric(NODES, "blockd_drive_journal_bytes")? {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            bail!("the journals hold {} MiB after two minutes without a guest's write", used >> 20);
+        }
+        sleep(Duration::from_millis(200));
+    }
 }
 
 fn median(v: &[Figures]) -> Figures {
