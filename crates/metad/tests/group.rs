@@ -128,6 +128,11 @@ async fn a_group_outlives_its_leader_and_changes_its_members() {
     assert!(took < Duration::from_secs(5), "{took:?}");
     // `cluster status` names the dead one, until it is back.
     status_is(&[&all[0], &all[1]], &["METAD_DOWN"], false).await;
+    // One that lives must not leave now: what is left could not even decide that.
+    let lead = leader(&[&all[0], &all[1]]);
+    for m in &all {
+        assert_eq!(code(lead.client().await.remove_metad(v1::RemoveMetadRequest { id: m.id }).await), 1914);
+    }
 
     // It comes back, at the same address, and follows.
     let back = start(dir.path(), id).await;

@@ -128,6 +128,10 @@ impl Db {
         tx.open_table(MARKS).map_err(self::redb)?;
         tx.open_table(STATE).map_err(self::redb)?;
         tx.commit().map_err(self::redb)?;
+        // A new file's name must last as long as the votes in it.
+        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let synced = std::fs::File::open(folder).and_then(|d| d.sync_all());
+        synced.map_err(|e| self::redb(redb::StorageError::Io(e)))?;
         let (jobs, queue) = mpsc::channel();
         let database = redb.clone();
         let thread = std::thread::Builder::new()

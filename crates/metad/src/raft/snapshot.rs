@@ -84,6 +84,8 @@ impl Snapshots {
         let path = self.dir.join(CURRENT);
         snapshot.file.sync_all()?;
         std::fs::rename(&snapshot.path, &path)?;
+        // The log before it is purged next.
+        File::open(&*self.dir)?.sync_all()?;
         Ok(SnapshotFile { path, file: snapshot.file.clone() })
     }
 

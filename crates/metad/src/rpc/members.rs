@@ -120,17 +120,20 @@ impl Members {
     /// What is not well with the metads, as the leader sees it, and whether they survive the loss of one more.
     pub fn health(&self, wall_ms: u64) -> (Vec<Check>, bool) {
         let m: Metrics = self.lead.metrics();
+        quorum::judge(m.membership_config.membership().get_joint_config(), &self.peers(&m), wall_ms)
+    }
+
+    /// The members as this metad sees them, if it leads.
+    fn peers(&self, m: &Metrics) -> BTreeMap<MetadId, Peer> {
         let silent = self.silence.silent(Instant::now(), self.patience);
         let last = m.last_log_index.unwrap_or(0);
-        let membership = m.membership_config.membership();
         let peer = |(id, node): (&MetadId, &BasicNode)| {
             let matched = m.replication.as_ref().and_then(|r| r.get(id)).map(|l| l.map_or(0, |l| l.index));
             let lag = matched.map_or(0, |l| last.saturating_sub(l));
             let silent = silent.get(id).copied().filter(|_| *id != self.id);
             (*id, Peer { id: *id, address: node.addr.clone(), lag, silent })
         };
-        let peers: BTreeMap<MetadId, Peer> = membership.nodes().map(peer).collect();
-        quorum::judge(membership.get_joint_config(), &peers, wall_ms)
+        m.membership_config.membership().nodes().map(peer).collect()
     }
 
     /// Makes the first members a group, unless there is one, and waits until somebody leads it.
@@ -248,6 +251,14 @@ impl Members {
                     "a cluster needs one",
                     "add another first",
                 ));
+            }
+            let voters: BTreeSet<MetadId> = membership.voter_ids().collect();
+            if let Some(missing) = quorum::missing_without(id, &voters, &self.peers(&metrics)) {
+                let ids: Vec<String> = missing.iter().map(ToString::to_string).collect();
+                let text = format!("without metad {id} the others would be no majority");
+                let cause = format!("of them metad {} does not answer", ids.join(" and "));
+                let fix = "start it; or let it leave first, if it is gone for good";
+                return Err(refuse(Code::FailedPrecondition, 1914, 8, text, &cause, fix));
             }
             self.change(ChangeMembers::RemoveVoters(BTreeSet::from([id]))).await
         } else {

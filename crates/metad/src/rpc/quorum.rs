@@ -78,6 +78,20 @@ pub fn judge(
     (checks, configs.iter().all(survives))
 }
 
+/// Without metad `id` the other voters need a majority among themselves. Those who do not answer, if they are too many
+/// for that: such a change could never be decided, and nothing after it either.
+#[must_use]
+pub fn missing_without(
+    id: MetadId,
+    voters: &BTreeSet<MetadId>,
+    peers: &BTreeMap<MetadId, Peer>,
+) -> Option<Vec<MetadId>> {
+    let rest: Vec<MetadId> = voters.iter().copied().filter(|v| *v != id).collect();
+    let silent = |v: &MetadId| peers.get(v).is_none_or(|p| p.silent.is_some());
+    let missing: Vec<MetadId> = rest.iter().copied().filter(silent).collect();
+    ((rest.len() - missing.len()) * 2 <= rest.len()).then_some(missing)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -131,6 +145,20 @@ mod tests {
         all.get_mut(&3).unwrap().lag = LAG_MAX + 1;
         let (checks, survives) = judge(&voters, &all, 0);
         assert_eq!((codes(&checks), survives), (vec!["METAD_BEHIND"], false));
+    }
+
+    #[test]
+    fn nobody_leaves_whose_vote_the_others_need() {
+        let without = |n, silent: &[u64], id| {
+            let (voters, all) = peers(n, silent);
+            missing_without(id, &voters[0], &all)
+        };
+        assert_eq!(without(3, &[], 2), None);
+        assert_eq!(without(3, &[2], 2), None, "the dead one itself may go");
+        assert_eq!(without(3, &[2], 3), Some(vec![2]), "one of two is no majority");
+        assert_eq!(without(4, &[2], 3), None);
+        assert_eq!(without(5, &[1, 2], 3), Some(vec![1, 2]));
+        assert_eq!(without(5, &[1, 2], 2), None);
     }
 
     #[test]
