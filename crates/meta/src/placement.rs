@@ -5,6 +5,9 @@
 //! the loss of any three nodes would hit some chunk. The sets are windows on two rings, in which nodes
 //! stand in an order of their own that a node's coming or going disturbs only near its place. Among the
 //! sets, the one whose fullest drive has most free space per replica is next.
+//!
+//! Neighbouring chunks lie together, a few GiB of them: the fewer drives the writes of a session go to, the more of them
+//! share a journal batch, a message and a wake-up (docs/decisions/0009). A large volume is spread all the same.
 
 use crate::command::Plan;
 use proto::{DriveId, NodeId};
@@ -12,6 +15,9 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
 /// Rings of nodes; each gives a node (2 * copies - 2) neighbours.
 const RINGS: u64 = 2;
+/// Bytes of neighbouring chunks that lie on the same drives; no more than this part of what the fullest drive has free.
+const RUN: u64 = 4 << 30;
+const RUN_SHARE: u64 = 4;
 
 /// A drive that takes new replicas.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -92,11 +98,23 @@ impl Placer {
         sets
     }
 
-    /// Drives for so many new chunks; the first of each on the preferred node, if it has a drive.
+    /// Chunks of this length that lie together.
+    fn run(&self, chunk_bytes: u64) -> usize {
+        let free = self.candidates.iter().map(|c| c.free).min().unwrap_or(0);
+        usize::try_from(RUN.min(free / RUN_SHARE) / chunk_bytes).unwrap_or(1).max(1)
+    }
+
+    /// Drives for so many new chunks of a length; the first of each on the preferred node, if it has a drive.
     ///
     /// # Errors
     /// Fewer usable nodes than copies.
-    pub fn plan(&mut self, copies: u8, chunks: u32, prefer: Option<NodeId>) -> Result<Plan, TooFew> {
+    pub fn plan(
+        &mut self,
+        copies: u8,
+        chunks: u32,
+        chunk_bytes: u64,
+        prefer: Option<NodeId>,
+    ) -> Result<Plan, TooFew> {
         let mut sets: Vec<Vec<NodeId>> = self.sets(copies).into_iter().collect();
         if sets.is_empty() {
             return Err(TooFew { have: u32::try_from(self.nodes.len()).unwrap_or(u32::MAX) });
@@ -106,6 +124,7 @@ impl Placer {
             sets.iter_mut().for_each(|s| s.sort_by_key(|n| (*n != p, *n)));
         }
         let groups = self.groups(&sets);
+        let run = self.run(chunk_bytes);
         let mut heap: BinaryHeap<((u64, u64), std::cmp::Reverse<u16>)> =
             groups.iter().zip(0u16..).map(|(g, i)| (self.group_score(g), std::cmp::Reverse(i))).collect();
         let mut plan = Plan::default();
@@ -124,9 +143,10 @@ impl Placer {
             if number == next {
                 plan.groups.push(group.iter().map(|c| self.candidates[*c].drive).collect());
             }
-            plan.chunks.push(number);
+            let together = run.min(chunks as usize - plan.chunks.len());
+            plan.chunks.extend(std::iter::repeat_n(number, together));
             for c in group {
-                self.candidates[*c].load += 1;
+                self.candidates[*c].load += together as u64;
             }
             heap.push((self.group_score(group), std::cmp::Reverse(i)));
         }
@@ -213,17 +233,17 @@ mod tests {
 
     #[test]
     fn too_few_nodes_are_refused_with_their_number() {
-        assert_eq!(Placer::new(cluster(2)).plan(3, 1, None), Err(TooFew { have: 2 }));
-        assert_eq!(Placer::new(vec![]).plan(1, 1, None), Err(TooFew { have: 0 }));
+        assert_eq!(Placer::new(cluster(2)).plan(3, 1, GIB, None), Err(TooFew { have: 2 }));
+        assert_eq!(Placer::new(vec![]).plan(1, 1, GIB, None), Err(TooFew { have: 0 }));
         let one_node = vec![candidate(1, 1, "", GIB), candidate(1, 2, "", GIB), candidate(1, 3, "", GIB)];
-        assert_eq!(Placer::new(one_node).plan(2, 1, None), Err(TooFew { have: 1 }));
+        assert_eq!(Placer::new(one_node).plan(2, 1, GIB, None), Err(TooFew { have: 1 }));
     }
 
     #[test]
     fn chunks_are_spread_by_free_space() {
         let mut all = cluster(6);
         all[5].free = 200 * GIB;
-        let plan = Placer::new(all.clone()).plan(3, 600, None).unwrap();
+        let plan = Placer::new(all.clone()).plan(3, 600, GIB, None).unwrap();
         let mut count: BTreeMap<NodeId, u32> = BTreeMap::new();
         for g in &plan.chunks {
             for d in &plan.groups[usize::from(*g)] {
@@ -237,12 +257,30 @@ mod tests {
     }
 
     #[test]
+    fn neighbouring_chunks_lie_together_and_a_large_volume_is_spread() {
+        let sets = |plan: &Plan| plan.chunks.chunk_by(|a, b| a == b).map(<[u16]>::len).collect::<Vec<_>>();
+        let small = Placer::new(cluster(7)).plan(3, 8, GIB / 4, None).unwrap();
+        assert_eq!((sets(&small), small.groups.len()), (vec![8], 1), "2 GiB on three drives");
+        let large = Placer::new(cluster(7)).plan(3, 400, GIB / 4, None).unwrap();
+        assert!(sets(&large).iter().all(|run| run % 16 == 0), "4 GiB at a time: {:?}", sets(&large));
+        let on: BTreeSet<DriveId> = large.groups.iter().flatten().copied().collect();
+        assert_eq!(on.len(), 7, "100 GiB lie everywhere");
+        // Little room: no more than a quarter of it at once, and a chunk at least.
+        let mut little = cluster(7);
+        little[3].free = 2 * GIB;
+        let plan = Placer::new(little.clone()).plan(3, 20, GIB / 4, None).unwrap();
+        assert!(sets(&plan).iter().all(|run| run % 2 == 0), "{:?}", sets(&plan));
+        little[3].free = 0;
+        assert_eq!(Placer::new(little).plan(3, 3, GIB / 4, None).unwrap().chunks.len(), 3);
+    }
+
+    #[test]
     fn the_preferred_node_comes_first_in_every_chunk() {
         let all = cluster(9);
-        let plan = Placer::new(all.clone()).plan(3, 100, Some(NodeId(4))).unwrap();
+        let plan = Placer::new(all.clone()).plan(3, 100, GIB, Some(NodeId(4))).unwrap();
         assert!(plan.groups.iter().all(|g| node_of(&all, g[0]) == NodeId(4)));
         assert!(plan.groups.len() >= 2, "with more than one pair of others");
-        let without = Placer::new(all).plan(3, 100, Some(NodeId(77))).unwrap();
+        let without = Placer::new(all).plan(3, 100, GIB, Some(NodeId(77))).unwrap();
         assert_eq!(without.chunks.len(), 100, "a node that takes none is no reason to refuse");
     }
 
@@ -286,7 +324,7 @@ mod tests {
             let nodes: BTreeSet<NodeId> = all.iter().map(|c| c.node).collect();
             let zones: BTreeSet<&String> = all.iter().map(|c| &c.zone).collect();
             let mut placer = Placer::new(all.clone());
-            match placer.plan(copies, chunks, prefer.map(NodeId)) {
+            match placer.plan(copies, chunks, GIB / 2, prefer.map(NodeId)) {
                 Err(TooFew { have }) => {
                     prop_assert_eq!(have as usize, nodes.len());
                     prop_assert!(nodes.len() < usize::from(copies));

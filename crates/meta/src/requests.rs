@@ -213,7 +213,7 @@ impl Service {
         let plan = if state.head().cluster.is_none() || state.volume_named(&name).is_some() {
             Plan::default()
         } else {
-            self.plan(state, class.copies, geometry.chunks(), prefer)?
+            self.plan(state, class.copies, geometry.chunks(), geometry.chunk_shift, prefer)?
         };
         Ok(Op::VolumeCreate { name, geometry, class, plan })
     }
@@ -226,7 +226,7 @@ impl Service {
         let added = geometry.chunks().saturating_sub(row.geometry.chunks());
         let plan = match added {
             0 => Plan::default(),
-            n => self.plan(state, row.class.copies, n, None)?,
+            n => self.plan(state, row.class.copies, n, geometry.chunk_shift, None)?,
         };
         Ok(Op::VolumeResize { volume, from: row.geometry.size, to: size, plan })
     }
@@ -236,17 +236,20 @@ impl Service {
         state: &MetaState,
         copies: u8,
         chunks: u32,
+        chunk_shift: u8,
         prefer: Option<NodeId>,
     ) -> Result<Plan, AdminRefusal> {
         let candidates = self.candidates(state);
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         let usable = state.drives().keys().filter(|d| !state.drive_down(**d)).count();
         let full = count(usable.saturating_sub(candidates.len()));
-        Placer::new(candidates).plan(copies, chunks, prefer).map_err(|few| AdminRefusal::TooFewDomains {
-            need: copies,
-            have: few.have,
-            nodes: count(state.nodes().len()),
-            full,
+        Placer::new(candidates).plan(copies, chunks, 1 << chunk_shift, prefer).map_err(|few| {
+            AdminRefusal::TooFewDomains {
+                need: copies,
+                have: few.have,
+                nodes: count(state.nodes().len()),
+                full,
+            }
         })
     }
 

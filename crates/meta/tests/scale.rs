@@ -56,7 +56,7 @@ impl Bench {
 
     /// Created, attached, made, detached.
     fn volume(&mut self, name: String, placer: &mut Placer, geometry: Geometry) {
-        let plan = placer.plan(3, geometry.chunks(), None).expect("enough nodes");
+        let plan = placer.plan(3, geometry.chunks(), 1 << geometry.chunk_shift, None).expect("enough nodes");
         self.apply(Op::VolumeCreate { name, geometry, class: Class::default(), plan });
         let branch = BranchId(self.state.head().last_branch);
         let epoch = self.state.branches()[&branch].epoch;

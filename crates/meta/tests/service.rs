@@ -206,10 +206,12 @@ fn a_fenced_session_is_told_so() {
 fn a_node_that_comes_back_in_time_is_only_resynced() {
     let mut f = Fleet::new(5);
     let (held, idle) = (f.ready("held", 200), f.ready("idle", 200));
-    f.guest(1, held);
-    let before = (f.all_on(held, 2), f.all_on(idle, 2));
-    assert!(before.0 > 0 && before.1 > 0);
-    f.kill(2);
+    // Two sets of three among five nodes have one in common.
+    let holds = |f: &Fleet, n: u32| (f.all_on(held, n), f.all_on(idle, n));
+    let n = (1..=5).find(|n| holds(&f, *n).0 > 0 && holds(&f, *n).1 > 0).unwrap();
+    f.guest(n % 5 + 1, held);
+    let before = holds(&f, n);
+    f.kill(n);
     f.run(Span::secs(5));
     assert!(!f.waited("held", WaitFor::Healthy) && !f.waited("idle", WaitFor::Healthy));
     let shown = f.show("held");
@@ -217,12 +219,12 @@ fn a_node_that_comes_back_in_time_is_only_resynced() {
         (shown.state.as_str(), shown.least_in_sync, shown.resync_seconds()),
         ("degraded", 2, Some(1024))
     );
-    assert_eq!((shown.faults[0].node, shown.faults[0].chunks as usize), (NodeId(2), before.0));
+    assert_eq!((shown.faults[0].node, shown.faults[0].chunks as usize), (NodeId(n), before.0));
     assert!(shown.faults[0].action.contains("unless it returns"), "{}", shown.faults[0].action);
     f.run(Span::secs(60));
-    f.start(2);
+    f.start(n);
     f.until("healthy", 30, |f| f.waited("held", WaitFor::Healthy) && f.waited("idle", WaitFor::Healthy));
-    assert_eq!((f.all_on(held, 2), f.all_on(idle, 2)), before, "nothing was moved");
+    assert_eq!(holds(&f, n), before, "nothing was moved");
     assert!(!f.log.iter().any(|op| matches!(op, Op::Place { .. })));
     f.settle(20);
 }
@@ -339,22 +341,21 @@ fn a_dead_guests_volume_is_healed_without_it() {
 fn a_drained_node_is_emptied_without_losing_a_copy() {
     let mut f = Fleet::new(5);
     let branch = f.ready("v", 500);
-    f.guest(1, branch);
-    let before = f.all_on(branch, 4);
-    assert!(before > 0);
-    f.admin(AdminRequest::NodeDrain { node: "node-4".into(), drain: true }).unwrap();
+    let n = (1..=5).rev().find(|n| f.all_on(branch, *n) > 0).unwrap();
+    f.guest(n % 5 + 1, branch);
+    f.admin(AdminRequest::NodeDrain { node: format!("node-{n}"), drain: true }).unwrap();
     for _ in 0..600 {
         f.run(Span::millis(100));
         let least = f.state.chunks(branch).unwrap().iter().map(|(_, c)| c.in_sync_count()).min();
-        assert_eq!(least, Some(3), "no chunk is ever with fewer");
-        if f.all_on(branch, 4) == 0 {
+        assert!(least >= Some(3), "no chunk is ever with fewer: {least:?}");
+        if f.all_on(branch, n) == 0 {
             break;
         }
     }
-    assert_eq!(f.all_on(branch, 4), 0);
-    f.kill(4);
+    assert_eq!(f.all_on(branch, n), 0);
+    f.kill(n);
     f.run(Span::secs(4));
-    let removed = f.admin(AdminRequest::NodeRemove { node: "node-4".into() });
+    let removed = f.admin(AdminRequest::NodeRemove { node: format!("node-{n}") });
     assert_eq!(removed, Ok(AdminAnswer::Done));
 }
 

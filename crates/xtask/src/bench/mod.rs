@@ -87,7 +87,8 @@ pub fn measure(rounds: usize, secs: u32) -> Result<Vec<Row>> {
     let raw = RawFile::make()?;
     let c = Cluster::up(&bins, NODES, DRIVE, &[])?;
     let size = format!("{VOLUME_MIB}MiB");
-    c.ctl(&["volume", "create", "bench", "--size", &size])?;
+    // As whoever makes a disk for a guest does it: near the guest.
+    c.ctl(&["volume", "create", "bench", "--size", &size, "--near", "n1"])?;
     c.wait("bench", "healthy", 60)?;
     let ours = Target::Nbd(c.uri(1, "bench"));
     let theirs = Target::Raw(raw.0.clone());
