@@ -64,6 +64,8 @@ pub struct Row {
     pub server_us: f64,
     /// Largest share of the machine that others burnt in any round.
     pub foreign: f64,
+    /// IOPS of the raw file's best round, as so many times its worst.
+    pub wavered: f64,
 }
 
 pub fn run(args: &[&str]) -> Result<()> {
@@ -135,7 +137,17 @@ fn row(job: &Job, rounds: usize, c: &Cluster, raw: &Target, ours: &Target) -> Re
         server_us.push(servers.servers as f64 / f.ios.max(1.0));
         b.push(f);
     }
-    Ok(Row { job: *job, raw: median(&a), ours: median(&b), server_us: middle(&mut server_us), foreign })
+    let most = a.iter().map(|f| f.iops).fold(0.0, f64::max);
+    let least = a.iter().map(|f| f.iops).fold(f64::MAX, f64::min);
+    let wavered = most / least.max(1.0);
+    Ok(Row {
+        job: *job,
+        raw: median(&a),
+        ours: median(&b),
+        server_us: middle(&mut server_us),
+        foreign,
+        wavered,
+    })
 }
 
 /// Waits until the journals are as good as empty: no job pays for the one before, and a burst finds room.

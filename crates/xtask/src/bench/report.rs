@@ -11,6 +11,9 @@ const END: &str = "<!-- bench: end -->";
 /// Above this share of foreign CPU a row has no verdict.
 pub const FOREIGN_MAX: f64 = 0.05;
 
+/// Nor if the raw file's best round did so many times its worst: then the disk, not blockd, made the difference.
+const WAVER_MAX: f64 = 1.5;
+
 /// Least ratio to the raw file (IOPS or bandwidth), or largest (latency).
 pub fn goal(name: &str) -> Option<(&'static str, f64)> {
     match name {
@@ -23,9 +26,17 @@ pub fn goal(name: &str) -> Option<(&'static str, f64)> {
     }
 }
 
-/// `None`: no goal, or too much foreign CPU to say.
-pub fn verdict(r: &Row) -> Option<bool> {
+/// Why nothing can be said.
+fn unsure(r: &Row) -> Option<String> {
     if r.foreign > FOREIGN_MAX {
+        return Some("others were busy".into());
+    }
+    (r.wavered > WAVER_MAX).then(|| format!("the raw file wavered {:.1}x", r.wavered))
+}
+
+/// `None`: no goal, or nothing can be said.
+pub fn verdict(r: &Row) -> Option<bool> {
+    if unsure(r).is_some() {
         return None;
     }
     goal(r.job.name).map(|(what, limit)| match what {
@@ -43,9 +54,9 @@ pub fn table(rows: &[Row]) -> String {
         let goal = goal(r.job.name).map_or(String::new(), |(what, limit)| {
             let sign = if what == "p50" { "p50 <=" } else { ">=" };
             let verdict = match verdict(r) {
-                None => "no verdict",
-                Some(true) => "met",
-                Some(false) => "MISSED",
+                None => format!("no verdict ({})", unsure(r).unwrap_or_default()),
+                Some(true) => "met".into(),
+                Some(false) => "MISSED".into(),
             };
             format!("{sign} {limit}x: {verdict}")
         });
@@ -115,4 +126,29 @@ pub fn keep(rows: &[Row]) -> Result<()> {
     std::fs::write(DOC, format!("{head}{BEGIN}\n\n{table}\n![ratios](performance.svg)\n\n{END}{tail}"))?;
     std::fs::write(PLOT, plot(rows))?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::fio::{Figures, Job};
+
+    #[test]
+    fn a_verdict_needs_a_quiet_machine_and_a_steady_disk() {
+        let job = Job { name: "randread qd32", rw: "randread", bs: "4k", depth: 32, secs: 1, size_mib: 1 };
+        let of = |iops| Figures { iops, ..Figures::default() };
+        let row = |ours, foreign, wavered| Row {
+            job,
+            raw: of(100.0),
+            ours: of(ours),
+            server_us: 1.0,
+            foreign,
+            wavered,
+        };
+        assert_eq!(verdict(&row(50.0, 0.04, 1.4)), Some(true));
+        assert_eq!(verdict(&row(49.0, 0.04, 1.4)), Some(false));
+        assert_eq!(verdict(&row(49.0, 0.06, 1.4)), None);
+        assert_eq!(verdict(&row(49.0, 0.04, 1.6)), None);
+        assert!(table(&[row(49.0, 0.04, 1.6)]).contains("no verdict (the raw file wavered 1.6x)"));
+    }
 }

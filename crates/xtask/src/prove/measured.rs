@@ -11,7 +11,7 @@ pub fn speed() -> Result<String> {
         bail!("an aim is missed\n{table}");
     }
     if with_goal().any(|r| report::verdict(r).is_none()) {
-        bail!("others burnt too much CPU for a verdict: run it on a quiet machine\n{table}");
+        bail!("no verdict for some rows: run it when machine and disk are quiet\n{table}");
     }
     Ok(table)
 }
