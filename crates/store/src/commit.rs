@@ -15,7 +15,7 @@ use crate::table::{NONE, Px, Use};
 use proto::limits::{BLOCK, BLOCKS_PER_EXTENT, MARKS_EVERY};
 use proto::message::{Ack, Reply};
 use proto::record::{KIND_WRITE, KIND_ZERO, RECORD_BYTES, RawRecord};
-use proto::{BranchId, ChunkIndex, Generation, Version};
+use proto::{BranchId, ChunkIndex, Generation, Payload, Version};
 
 /// Blocks of payload in one batch: 512 KiB.
 const PAYLOAD_MAX: usize = 128;
@@ -283,7 +283,7 @@ impl Store {
             let mut b = Block::new(block, what, seq, version);
             if what == What::Data {
                 b.sum = op.raw.sums[block as usize].get();
-                b.payload = op.payload.as_ref().map(|p| p.slice(piece, 1));
+                b.payload = op.payload.as_ref().and_then(|p| kept(p, piece));
                 b.position = position + piece as u64;
                 piece += 1;
             } else {
@@ -378,6 +378,11 @@ impl Store {
     }
 }
 
+/// A block of a payload, to be kept in memory: none if it would keep a whole large request there.
+fn kept(payload: &Payload, i: usize) -> Option<Payload> {
+    (payload.backing_blocks() <= BLOCKS_PER_EXTENT as usize).then(|| payload.slice(i, 1))
+}
+
 fn pull_masks(raw: &RawRecord) -> PullMasks {
     let part = |n: u32| u16::try_from(raw.reserved2.get() >> (16 * n) & 0xffff).expect("16 bits");
     PullMasks { data: part(0), zero: part(1), absent: part(2) }
@@ -412,7 +417,7 @@ impl Disk {
         for i in 0..payload.blocks() {
             let mut b = Block::new(first + u32::try_from(i).expect("16 blocks"), What::Data, seq, version);
             b.sum = op.raw.sums[i].get();
-            b.payload = Some(if payload.blocks() == 1 { payload.clone() } else { payload.slice(i, 1) });
+            b.payload = kept(payload, i);
             b.position = position + i as u64;
             self.put(op.px, b);
         }

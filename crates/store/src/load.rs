@@ -4,10 +4,12 @@
 //! So it is with all but the newest blocks, and with all that an opening has replayed. A block that does not match its
 //! checksum, or cannot be read, is bad from then on, to be repaired.
 
-use crate::event::{IoOp, IoResult};
+use crate::event::{Failure, IoOp, IoResult, Notice};
 use crate::overlay::{Way, What};
 use crate::store::{Job, Phase, Store};
 use crate::table::Px;
+use proto::limits::BLOCKS_PER_EXTENT;
+use proto::message::BlockState;
 use proto::record::Sum;
 use std::collections::VecDeque;
 
@@ -15,6 +17,10 @@ use std::collections::VecDeque;
 const RUN: u64 = 256;
 /// Reads in flight.
 const DEPTH: usize = 2;
+/// A block that the drive does not read is tried again so often.
+const TRIES: u8 = 3;
+/// What a drive says of a sector that it cannot read: EIO, ENODATA, EILSEQ, EREMOTEIO. Anything else says nothing of the block.
+const MEDIA_ERRORS: [i32; 4] = [5, 61, 84, 121];
 
 /// A block whose bytes are still to be read.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -24,8 +30,13 @@ pub(crate) struct Unread {
     px: Px,
     block: u8,
     seq: u64,
-    /// A read of several failed: this one by itself.
-    alone: bool,
+    /// Reads of it that have failed: after the first one it is read by itself.
+    failed: u8,
+}
+impl Unread {
+    fn alone(&self) -> bool {
+        self.failed > 0
+    }
 }
 
 #[derive(Default)]
@@ -55,7 +66,7 @@ impl Store {
         for px in &batch.homes {
             let held = disk.overlay.of(*px).filter(|b| b.seq == seq && b.what == What::Data);
             for b in held.filter(|b| b.payload.is_none() && b.way == Way::Pending) {
-                let unread = Unread { position: b.position, px: *px, block: b.block, seq, alone: false };
+                let unread = Unread { position: b.position, px: *px, block: b.block, seq, failed: 0 };
                 self.loader.todo.push_back(unread);
             }
         }
@@ -101,9 +112,12 @@ impl Store {
                 continue;
             }
             if let Some(first) = run.first() {
+                // Those that are read alone stand before all others, but in no order among themselves.
+                if first.alone() || next.alone() {
+                    break;
+                }
                 let ring = |u: &Unread| self.disk().layout.ring(u.position);
-                let together = next.position - first.position < RUN && ring(&next) > ring(first);
-                if !together || first.alone || next.alone {
+                if next.position - first.position >= RUN || ring(&next) <= ring(first) {
                     break;
                 }
             }
@@ -121,36 +135,53 @@ impl Store {
         found.is_some_and(|b| b.seq == u.seq && b.what == What::Data && b.payload.is_none())
     }
 
-    pub(crate) fn load_done(&mut self, run: Vec<Unread>, result: IoResult) {
+    pub(crate) fn load_done(&mut self, run: Vec<Unread>, at: Option<u64>, result: IoResult) {
         self.loader.in_flight -= 1;
+        let (first, last) = (run.first().expect("a run has blocks").position, run[run.len() - 1].position);
         let bytes = match result {
-            IoResult::Read(bytes) => Some(bytes),
-            _ if run.len() > 1 => {
-                // One bad sector must not spoil its neighbours.
-                for u in run.into_iter().rev() {
-                    self.loader.todo.push_front(Unread { alone: true, ..u });
-                }
-                return;
+            IoResult::Read(bytes) if bytes.blocks() as u64 > last - first => bytes,
+            // Not the medium's fault: what is well on it must not be given up for that.
+            IoResult::Failed(errno) if !MEDIA_ERRORS.contains(&errno) => {
+                return self.fail(Failure::of_io(at, errno));
             }
-            _ => None,
+            _ => return self.load_failed(run),
         };
-        let first = run.first().expect("a run has blocks").position;
         for u in run {
             if !self.is_unread(&u) {
                 continue;
             }
             let at = usize::try_from(u.position - first).expect("within the run");
-            let page = bytes.as_ref().map(|b| b.block(at));
             let b = self.disk_mut().overlay.find_mut(u.px, u32::from(u.block)).expect("just seen");
-            match page.filter(|p| Sum::of(p) == Sum(b.sum)) {
+            if Sum::of(bytes.block(at)) == Sum(b.sum) {
                 // Shares the memory of the whole read: all of it goes home together.
-                Some(_) => b.payload = bytes.as_ref().map(|b| b.slice(at, 1)),
-                None => {
-                    b.what = What::Bad;
-                    self.flusher.bare.push_front((u.seq, u.px, u.block));
-                    self.flusher.wanted = true;
-                }
+                b.payload = Some(bytes.slice(at, 1));
+            } else {
+                self.give_up(&u);
             }
         }
+    }
+
+    /// One bad sector must not spoil its neighbours, nor one failure a block.
+    fn load_failed(&mut self, run: Vec<Unread>) {
+        for u in run.into_iter().rev() {
+            if u.failed < TRIES {
+                self.loader.todo.push_front(Unread { failed: u.failed + 1, ..u });
+            } else if self.is_unread(&u) {
+                self.give_up(&u);
+            }
+        }
+    }
+
+    /// The journal has not what it should have: the block is bad until it is repaired or overwritten.
+    fn give_up(&mut self, u: &Unread) {
+        let disk = self.disk_mut();
+        disk.overlay.find_mut(u.px, u32::from(u.block)).expect("just seen").what = What::Bad;
+        let e = disk.table.get(u.px);
+        let r = &disk.records.replica(e.replica).record;
+        let block = u32::from(e.extent) * BLOCKS_PER_EXTENT + u32::from(u.block);
+        let notice = Notice::BadBlock { branch: r.branch, chunk: r.chunk, block, state: BlockState::Bad };
+        self.notice(notice);
+        self.flusher.bare.push_front((u.seq, u.px, u.block));
+        self.flusher.wanted = true;
     }
 }

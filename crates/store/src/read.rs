@@ -107,6 +107,10 @@ impl Disk {
                 What::Bad => (BlockState::Bad, Sum(b.sum), Bytes::None),
                 What::Data => {
                     let bytes = match &b.payload {
+                        // On its way home it is part of a large read, which an answer must not keep.
+                        Some(payload) if !media && payload.backing_blocks() > BLOCKS_PER_EXTENT as usize => {
+                            Bytes::Memory(Payload::copy_of(payload.bytes()))
+                        }
                         Some(payload) if !media => Bytes::Memory(payload.clone()),
                         _ => {
                             Bytes::Drive { offset: self.layout.journal(b.position), pins: Pins::Batch(b.seq) }

@@ -237,7 +237,7 @@ impl Store {
         match (job, result) {
             (Job::Read(job, part), result) => self.read_done(job, part, result),
             (Job::Open, result) => self.open_io(at, result),
-            (Job::Load(run), result) => self.load_done(run, result),
+            (Job::Load(run), result) => self.load_done(run, at, result),
             (_, IoResult::Failed(errno)) => self.fail(Failure::of_io(at, errno)),
             (Job::Batch(seq), _) => self.batch_done(seq),
             (Job::Large(id), _) => self.large_done(id),

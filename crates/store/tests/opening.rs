@@ -106,7 +106,8 @@ impl Bench {
         Bench::with_replica_on(medium())
     }
     fn with_replica_on(medium: Medium) -> Bench {
-        let mut b = Bench::open(medium, params(1, 10));
+        let size = medium.size();
+        let mut b = Bench::open(medium, OpenParams { size, ..params(1, 10) });
         b.event(Event::Confirmed);
         let info = BranchInfo {
             branch: BRANCH,
@@ -839,4 +840,76 @@ fn blocks_that_rotted_in_the_journal_are_bad_and_do_not_go_home() {
     let (runs, _) = b.read(0, 9);
     assert_eq!(runs, [(1, BlockState::Data), (1, BlockState::Bad), (7, BlockState::Data)]);
     b.store.check();
+}
+
+/// A ring of 32 MiB with sixty flushed batches of fourteen blocks: two long reads on their way home, and more. They are under
+/// way when this returns, the rest of the drive is still.
+fn two_loads() -> (Bench, Vec<(IoId, u64, u32)>) {
+    let mut m = Medium::new(64 << 20, true);
+    m.format(&FormatParams { size: 64 << 20, journal: Some(32 << 20), ..format_params() }).unwrap();
+    let mut b = Bench::with_replica_on(m);
+    for i in 0..60_u8 {
+        assert_eq!(refusal(&b.write(1 + u64::from(i), u32::from(i) * 16, 1 + i, 14)), None);
+    }
+    assert_eq!(b.request(2, scope(), Request::Flush), [Reply::Flushed]);
+    b.now = b.now + Span::secs(3);
+    b.store.handle(b.now, Event::Wake);
+    let loads = b.loads();
+    assert_eq!(loads.len(), 2, "{loads:?}");
+    (b, loads)
+}
+impl Bench {
+    /// Reads that the store asks for now; everything else goes to the drive.
+    fn loads(&mut self) -> Vec<(IoId, u64, u32)> {
+        let mut loads = Vec::new();
+        while let Some(e) = self.store.poll() {
+            match e {
+                Effect::Io { io, op: IoOp::Read { offset, blocks } } => loads.push((io, offset, blocks)),
+                Effect::Io { io, op } => self.medium.submit(io, op),
+                other => self.seen.push(other),
+            }
+        }
+        loads
+    }
+    fn fail(&mut self, load: (IoId, u64, u32), errno: i32) -> Vec<(IoId, u64, u32)> {
+        self.store.handle(self.now, Event::Io { io: load.0, result: IoResult::Failed(errno) });
+        self.loads()
+    }
+}
+
+#[test]
+fn long_reads_that_fail_one_after_the_other_are_done_again_block_by_block() {
+    const EIO: i32 = 5;
+    let (mut b, loads) = two_loads();
+    let mut again = b.fail(loads[0], EIO);
+    assert!(matches!(again[..], [(_, offset, 1)] if offset == loads[0].1), "{again:?}");
+    again.extend(b.fail(loads[1], EIO));
+    // All of these are well; the first one only at its fourth try.
+    again = [b.fail(again[0], EIO), again[1..].to_vec()].concat();
+    while let Some((io, offset, blocks)) = again.pop() {
+        let page = b.medium.get(offset, blocks);
+        b.store.handle(b.now, Event::Io { io, result: IoResult::Read(page) });
+        again.extend(b.loads());
+    }
+    b.settle();
+    b.pass(Span::secs(60));
+    assert!(b.store.is_at_rest());
+    for i in 0..60_u8 {
+        let (runs, payload) = b.read(u32::from(i) * 16, 14);
+        assert_eq!(runs, [(14, BlockState::Data)]);
+        assert!(payload.bytes().iter().all(|x| *x == 1 + i));
+    }
+    b.store.check();
+}
+
+#[test]
+fn a_read_that_fails_for_other_reasons_than_the_medium_stops_the_drive_and_spoils_nothing() {
+    const ENOMEM: i32 = 12;
+    let (mut b, loads) = two_loads();
+    b.fail(loads[0], ENOMEM);
+    let (_, offset, _) = loads[0];
+    assert_eq!(b.failure(), Some(&Failure::Io { errno: ENOMEM, offset }));
+    let mut again = Bench::open(b.medium, OpenParams { size: 64 << 20, ..params(1, 11) });
+    again.pass(Span::secs(60));
+    assert_eq!(again.read(0, 14).0, [(14, BlockState::Data)]);
 }

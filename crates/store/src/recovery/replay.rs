@@ -473,7 +473,10 @@ impl Replay {
             }
             for b in p.blocks.into_values() {
                 let (seq, block) = (b.seq, b.block);
-                disk.journal.get_mut(seq).homes.push(px);
+                let homes = &mut disk.journal.get_mut(seq).homes;
+                if homes.last() != Some(&px) {
+                    homes.push(px);
+                }
                 if b.what != What::Data {
                     bare.push((seq, px, block));
                 }
