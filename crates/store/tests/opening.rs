@@ -913,3 +913,28 @@ fn a_read_that_fails_for_other_reasons_than_the_medium_stops_the_drive_and_spoil
     again.pass(Span::secs(60));
     assert_eq!(again.read(0, 14).0, [(14, BlockState::Data)]);
 }
+
+#[test]
+fn a_piece_of_a_large_request_keeps_nothing_of_it_in_memory() {
+    let mut b = Bench::with_replica();
+    // A guest's large request; the session hands its edge on as a slice.
+    let whole = Payload::copy_of(&[7; 33 * 4096]);
+    let payload = whole.slice(32, 1);
+    let record = Record {
+        kind: RecordKind::Write,
+        branch: BRANCH,
+        chunk: ChunkIndex(0),
+        range: BlockRange::new(3, 1),
+        version: Version::new(Epoch(1), 1),
+        generation: Generation(1),
+        incarnation: Incarnation(7),
+        key: KeyId(0),
+        sums: Record::sums_of(&payload),
+    };
+    assert_eq!(refusal(&b.request(0, scope(), Request::Write { record, payload, fresh: true })), None);
+    let (io, offset) = a_read_that_hangs(&mut b, 3);
+    let page = b.medium.get(offset, 1);
+    assert_eq!(page.bytes(), &[7; 4096], "it lies in the journal");
+    b.store.handle(b.now, Event::Io { io, result: IoResult::Read(page) });
+    b.settle();
+}
