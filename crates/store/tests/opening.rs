@@ -126,7 +126,10 @@ impl Bench {
         b
     }
     fn write(&mut self, seq: u64, first: u32, fill: u8, blocks: u32) -> Vec<Reply> {
-        let payload = Payload::copy_of(&vec![fill; blocks as usize * 4096]);
+        self.write_payload(seq, first, Payload::copy_of(&vec![fill; blocks as usize * 4096]))
+    }
+    fn write_payload(&mut self, seq: u64, first: u32, payload: Payload) -> Vec<Reply> {
+        let blocks = u32::try_from(payload.blocks()).unwrap();
         let record = Record {
             kind: RecordKind::Write,
             branch: BRANCH,
@@ -919,19 +922,7 @@ fn a_piece_of_a_large_request_keeps_nothing_of_it_in_memory() {
     let mut b = Bench::with_replica();
     // A guest's large request; the session hands its edge on as a slice.
     let whole = Payload::copy_of(&[7; 33 * 4096]);
-    let payload = whole.slice(32, 1);
-    let record = Record {
-        kind: RecordKind::Write,
-        branch: BRANCH,
-        chunk: ChunkIndex(0),
-        range: BlockRange::new(3, 1),
-        version: Version::new(Epoch(1), 1),
-        generation: Generation(1),
-        incarnation: Incarnation(7),
-        key: KeyId(0),
-        sums: Record::sums_of(&payload),
-    };
-    assert_eq!(refusal(&b.request(0, scope(), Request::Write { record, payload, fresh: true })), None);
+    assert_eq!(refusal(&b.write_payload(1, 3, whole.slice(32, 1))), None);
     let (io, offset) = a_read_that_hangs(&mut b, 3);
     let page = b.medium.get(offset, 1);
     assert_eq!(page.bytes(), &[7; 4096], "it lies in the journal");

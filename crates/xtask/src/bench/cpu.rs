@@ -3,66 +3,104 @@
 use anyhow::{Context, Result};
 use std::fs;
 
-/// CPU of a set of processes and of the whole machine, in microseconds.
+/// CPU so far, in microseconds.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Cpu {
     pub servers: u64,
-    pub clients: u64,
-    /// All processes, of all cores.
-    pub machine: u64,
+    /// Of all processes that are not the measurement's own, with the children that they have waited for. What the
+    /// kernel does in interrupts and in threads of its own is nobody's: it does it for the load.
+    pub others: u64,
 }
 
 const TICK_US: u64 = 10_000; // USER_HZ is 100 on every Linux that runs this
 
-/// User and system time of one process, its waited-for children left out.
-fn process(pid: u32) -> u64 {
-    let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { return 0 };
-    // the name may hold blanks: fields count from behind its closing parenthesis
-    let Some((_, rest)) = stat.rsplit_once(')') else { return 0 };
-    let f: Vec<u64> = rest.split_whitespace().skip(11).take(2).filter_map(|x| x.parse().ok()).collect();
-    f.iter().sum::<u64>() * TICK_US
+/// A process's times.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Times {
+    own: u64,
+    /// Children that have ended and were waited for.
+    children: u64,
+    kernel: bool,
 }
 
-/// All processes: what the kernel does in interrupts and in its own threads it does for them.
-fn machine() -> Result<u64> {
-    let stat = fs::read_to_string("/proc/stat").context("/proc/stat")?;
-    let line = stat.lines().next().context("/proc/stat is empty")?;
-    let f: Vec<u64> = line.split_whitespace().skip(1).filter_map(|x| x.parse().ok()).collect();
-    // user nice system; idle, iowait, irq, softirq and steal are nobody's
-    let busy = f.iter().take(3).sum::<u64>() * TICK_US;
-    Ok(busy.saturating_sub(kernel_threads()?))
-}
-
-/// CPU of the kernel's own threads so far.
-fn kernel_threads() -> Result<u64> {
+/// Out of `/proc/PID/stat`.
+fn times(stat: &str) -> Option<Times> {
     const PF_KTHREAD: u64 = 0x0020_0000;
-    let mut sum = 0;
+    // the name may hold blanks: fields count from behind its closing parenthesis
+    let (_, rest) = stat.rsplit_once(')')?;
+    let field = |i: usize| rest.split_whitespace().nth(i)?.parse::<u64>().ok();
+    let ticks = |i: usize| Some((field(i)? + field(i + 1)?) * TICK_US);
+    Some(Times { own: ticks(11)?, children: ticks(13)?, kernel: field(6)? & PF_KTHREAD != 0 })
+}
+
+/// `ours`: all processes of the cluster, the servers among them. This process and its children (fio) are ours too.
+pub fn now(servers: &[u32], ours: &[u32]) -> Result<Cpu> {
+    let mut cpu = Cpu::default();
     for entry in fs::read_dir("/proc").context("/proc")? {
         let Some(pid) = entry?.file_name().to_str().and_then(|n| n.parse().ok()) else { continue };
-        let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { continue };
-        let Some((_, rest)) = stat.rsplit_once(')') else { continue };
-        let flags: u64 = rest.split_whitespace().nth(6).and_then(|x| x.parse().ok()).unwrap_or(0);
-        if flags & PF_KTHREAD != 0 {
-            sum += process(pid);
+        // it may have ended meanwhile
+        let Some(t) = fs::read_to_string(format!("/proc/{pid}/stat")).ok().and_then(|s| times(&s)) else {
+            continue;
+        };
+        if servers.contains(&pid) {
+            cpu.servers += t.own;
+        }
+        if !t.kernel && pid != std::process::id() && !ours.contains(&pid) {
+            cpu.others += t.own + t.children;
         }
     }
-    Ok(sum)
-}
-
-pub fn now(servers: &[u32]) -> Result<Cpu> {
-    Ok(Cpu { servers: servers.iter().map(|p| process(*p)).sum(), clients: 0, machine: machine()? })
+    Ok(cpu)
 }
 
 impl Cpu {
-    /// What was burnt since `earlier`; `clients`: CPU of the load generator, as it says itself.
-    pub fn since(self, earlier: Cpu, clients: u64) -> Cpu {
-        Cpu { servers: self.servers - earlier.servers, clients, machine: self.machine - earlier.machine }
+    /// What was burnt since `earlier`.
+    pub fn since(self, earlier: Cpu) -> Cpu {
+        Cpu {
+            servers: self.servers.saturating_sub(earlier.servers),
+            others: self.others.saturating_sub(earlier.others),
+        }
     }
-    /// Share of the machine that neither servers nor clients burnt. `secs` of `cores` cores.
+    /// Share of `secs` of `cores` cores that others burnt.
     pub fn foreign(self, secs: f64, cores: usize) -> f64 {
-        let others = self.machine.saturating_sub(self.servers + self.clients);
         #[expect(clippy::cast_precision_loss, reason = "a share for a table")]
-        let (others, all) = (others as f64, secs * 1e6 * cores as f64);
+        let (others, all) = (self.others as f64, secs * 1e6 * cores as f64);
         others / all
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::{Command, Stdio};
+    use std::time::{Duration, Instant};
+
+    #[test]
+    fn times_are_found_behind_any_name() {
+        let stat = "7 (a ) b) S 1 7 7 0 -1 4194560 10 0 0 0 3 4 50 60 20 0 1 0 99";
+        assert_eq!(times(stat), Some(Times { own: 70_000, children: 1_100_000, kernel: false }));
+        let kernel = stat.replace("4194560", "69238880");
+        assert!(times(&kernel).unwrap().kernel);
+        assert_eq!(times("7 (a"), None);
+    }
+
+    #[test]
+    fn a_stranger_that_burns_is_seen_and_one_of_ours_is_not_a_stranger() {
+        let mut child =
+            Command::new("sh").args(["-c", "while :; do :; done"]).stdin(Stdio::null()).spawn().unwrap();
+        let pid = child.id();
+        let before = now(&[pid], &[]).unwrap();
+        let end = Instant::now() + Duration::from_secs(30);
+        let burnt = loop {
+            let burnt = now(&[pid], &[]).unwrap().since(before);
+            if burnt.servers >= 200_000 || Instant::now() > end {
+                break burnt;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        };
+        let (without, with) = (now(&[], &[pid]).unwrap().others, now(&[], &[]).unwrap().others);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(burnt.servers >= 200_000 && burnt.others >= burnt.servers, "{burnt:?}");
+        assert!(with >= without + 200_000, "{with} {without}");
     }
 }

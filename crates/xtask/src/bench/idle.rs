@@ -34,9 +34,9 @@ pub fn measure() -> Result<f64> {
     }
     std::thread::sleep(Duration::from_secs(5));
     let pids = c.pids(None)?;
-    let before = cpu::now(&pids)?;
+    let before = cpu::now(&pids, &pids)?;
     std::thread::sleep(Duration::from_secs(SECS));
-    let used = cpu::now(&pids)?.since(before, 0).servers;
+    let used = cpu::now(&pids, &pids)?.since(before).servers;
     drop(attached);
     #[expect(clippy::cast_precision_loss, reason = "a share for a table")]
     Ok(used as f64 / (SECS as f64 * 1e6))

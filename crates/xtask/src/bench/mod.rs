@@ -17,7 +17,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 const NODES: u32 = 7;
-/// A sixteenth is journal: 1 GiB, so that a burst of 10 s fits.
+/// A sixteenth is journal: 1 GiB, the most there is. A burst of 10 s at full speed may fill it to where blocks go home.
 const DRIVE: &str = "16GiB";
 const VOLUME_MIB: u32 = 2048;
 pub const ROUNDS: usize = 3;
@@ -128,13 +128,12 @@ fn row(job: &Job, rounds: usize, c: &Cluster, raw: &Target, ours: &Target) -> Re
         a.push(fio::run(job, raw)?);
         let pids = c.pids(Some("blockd"))?;
         let all = c.pids(None)?;
-        let before = (cpu::now(&pids)?, cpu::now(&all)?);
+        let before = cpu::now(&pids, &all)?;
         let f = fio::run(job, ours)?;
-        let after = (cpu::now(&pids)?, cpu::now(&all)?);
-        let servers = after.0.since(before.0, f.cpu_us);
-        foreign = foreign.max(after.1.since(before.1, f.cpu_us).foreign(f.secs, cores));
+        let burnt = cpu::now(&pids, &all)?.since(before);
+        foreign = foreign.max(burnt.foreign(f.secs, cores));
         #[expect(clippy::cast_precision_loss, reason = "a figure for a table")]
-        server_us.push(servers.servers as f64 / f.ios.max(1.0));
+        server_us.push(burnt.servers as f64 / f.ios.max(1.0));
         b.push(f);
     }
     let most = a.iter().map(|f| f.iops).fold(0.0, f64::max);
