@@ -18,7 +18,7 @@ use proto::control::{HeldReplica, MetaAnswer, MetaRequest, WatchUpdate};
 use proto::handshake::Identity;
 use proto::message::{Reply, ReplyFrame, RequestFrame};
 use proto::{BranchId, DriveId, Epoch, LogIndex, Map, NodeId, Time};
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use store::Source;
 
 /// What one part wants of another.
@@ -63,9 +63,10 @@ pub struct Node {
     next_source: u64,
     pub(crate) jobs: VecDeque<Job>,
     pub(crate) out: VecDeque<Effect>,
-    /// Parts that had an event this turn.
-    turn_seats: BTreeSet<SeatId>,
-    turn_drives: BTreeSet<usize>,
+    /// Drives whose store had an event this turn.
+    turn_drives: Vec<usize>,
+    /// The next deadline, as the end of the turn found it; none: something has happened since.
+    due: Option<Time>,
     /// Handshakes are answered at the latest from here on, whatever our drives do.
     pub(crate) greet_by: Time,
     pub(crate) stopping: Option<Stopping>,
@@ -105,8 +106,8 @@ impl Node {
             next_source: 1,
             jobs: VecDeque::new(),
             out: VecDeque::new(),
-            turn_seats: BTreeSet::new(),
-            turn_drives: BTreeSet::new(),
+            turn_drives: Vec::new(),
+            due: None,
             greet_by: now + GREET_WAIT,
             stopping: None,
             stirred: false,
@@ -140,6 +141,7 @@ impl Node {
 
     /// One event. Effects are to be drained by `poll` afterwards.
     pub fn handle(&mut self, now: Time, event: Event) {
+        self.due = None;
         self.stirred |= !matches!(event, Event::Io { .. } | Event::Guest { .. } | Event::TurnEnd);
         match event {
             Event::AddDrive(params) => self.add_drive(now, params),
@@ -167,6 +169,7 @@ impl Node {
     }
     /// Bytes of a peer.
     pub fn received(&mut self, now: Time, link: LinkId, bytes: &[u8]) {
+        self.due = None;
         let mut input = bytes;
         if let Some(l) = self.links.get(link) {
             l.hears(now);
@@ -192,6 +195,7 @@ impl Node {
         self.run(now);
         if self.stirred {
             self.maintain(now);
+            self.due = None;
         }
         #[cfg(debug_assertions)]
         self.check();
@@ -210,6 +214,10 @@ impl Node {
         if self.links.is_dirty() {
             return Time::ZERO;
         }
+        self.due.unwrap_or_else(|| self.next_deadline())
+    }
+    /// When anything is due; what waits to be sent is not looked at.
+    fn next_deadline(&self) -> Time {
         let drives = self.drives.iter().map(Drive::next_wake);
         let seats = self.seats.all.values().map(|s| self.seat_wake(s));
         let fences = self.fences.iter().map(|f| f.clear_at);
@@ -230,29 +238,27 @@ impl Node {
             .unwrap_or(Time::FAR)
     }
 
-    /// Seals this turn: what sessions and stores hold back for a batch, then one send per link.
+    /// Seals this turn: what stores hold back for a batch, then one send per link.
     fn turn_end(&mut self, now: Time) {
         self.run(now);
-        for id in std::mem::take(&mut self.turn_seats) {
-            if let Some(instance) = self.seats.all.get(&id).and_then(Seat::live).map(|l| l.instance) {
-                self.jobs.push_back(Job::Session(id, instance, volume::Event::TurnEnd));
-            }
-        }
-        self.run(now);
-        for ix in std::mem::take(&mut self.turn_drives) {
+        let mut drives = std::mem::take(&mut self.turn_drives);
+        drives.sort_unstable();
+        for ix in drives.drain(..) {
             self.jobs.push_back(Job::Store(ix, store::Event::TurnEnd));
         }
         // What waited for this is not due any more.
         self.run(now);
         // Guests' I/O alone changes nothing that is to be looked after; a resync and a shutdown feed on its completions.
         let feeds = self.pulls.is_busy() || self.stopping.is_some();
-        if self.stirred || feeds || self.next_wake() <= now {
+        let mut due = self.next_deadline();
+        if self.stirred || feeds || due <= now {
             self.maintain(now);
+            due = self.next_deadline();
         }
         // What the end itself caused is no event of the next turn.
-        self.turn_seats.clear();
-        self.turn_drives.clear();
+        self.turn_drives = drives;
         self.links.send_all(&mut self.out);
+        self.due = Some(due);
     }
 
     /// Pushes whatever can be pushed. Cheap when nothing is due.
@@ -306,8 +312,9 @@ impl Node {
     fn run_job(&mut self, now: Time, job: Job) {
         match job {
             Job::Store(ix, event) => {
-                if !matches!(event, store::Event::TurnEnd | store::Event::Wake) {
-                    self.turn_drives.insert(ix);
+                let seals = !matches!(event, store::Event::TurnEnd | store::Event::Wake);
+                if seals && !self.turn_drives.contains(&ix) {
+                    self.turn_drives.push(ix);
                 }
                 self.drives[ix].store.handle(now, event);
                 while let Some(effect) = self.drives[ix].store.poll() {
@@ -322,9 +329,6 @@ impl Node {
         let me = self.me();
         let seat = self.seats.all.get_mut(&id);
         let Some(live) = seat.and_then(Seat::live_mut).filter(|l| l.instance == instance) else { return };
-        if !matches!(event, volume::Event::TurnEnd | volume::Event::Wake) {
-            self.turn_seats.insert(id);
-        }
         let counted =
             crate::seats::Counted { me, epoch: live.epoch, holder: &self.holder, granter: &self.granter };
         live.session.handle(now, &counted, event);
@@ -507,6 +511,7 @@ impl Node {
     #[cfg(debug_assertions)]
     fn check(&self) {
         assert!(self.jobs.is_empty(), "every job was run");
+        assert!(self.due.is_none_or(|due| due == self.next_deadline()), "nothing has happened since");
         for (branch, id) in &self.seats.by_branch {
             let live = self.seats.all.get(id).and_then(Seat::live);
             assert!(live.is_some_and(|l| l.branch == *branch), "a branch names its live session");

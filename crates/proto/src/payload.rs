@@ -196,11 +196,6 @@ impl Payload {
     pub fn bytes(&self) -> &[u8] {
         self.pages.0[self.start..self.start + self.count].as_bytes()
     }
-    /// Blocks of the memory that this payload keeps, of others too.
-    #[must_use]
-    pub fn backing_blocks(&self) -> usize {
-        self.pages.0.len()
-    }
     /// Bytes of one block.
     #[must_use]
     pub fn block(&self, i: usize) -> &[u8] {

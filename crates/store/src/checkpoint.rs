@@ -175,6 +175,7 @@ impl Store {
             self.checkpoint.stage = Stage::Homing(h);
             return false;
         }
+        self.loader.let_go();
         let disk = self.disk();
         let table = disk.table_pages.dirty_pages().into();
         let records = disk.record_pages.dirty_pages().into();

@@ -15,7 +15,7 @@ use crate::table::{NONE, Px, Use};
 use proto::limits::{BLOCK, BLOCKS_PER_EXTENT, MARKS_EVERY};
 use proto::message::{Ack, Reply};
 use proto::record::{KIND_WRITE, KIND_ZERO, RECORD_BYTES, RawRecord};
-use proto::{BranchId, ChunkIndex, Generation, Payload, Version};
+use proto::{BranchId, ChunkIndex, Generation, Version};
 
 /// Blocks of payload in one batch: 512 KiB.
 const PAYLOAD_MAX: usize = 128;
@@ -109,7 +109,7 @@ impl Store {
         &mut self,
         position: u64,
         marks: &[(BranchId, RawRecord)],
-        ops: Vec<Op>,
+        mut ops: Vec<Op>,
         units: usize,
         blocks: usize,
     ) {
@@ -137,7 +137,7 @@ impl Store {
         let pages = (head.blocks() + blocks) as u64;
         let mut pieces = Vec::with_capacity(1 + ops.len());
         pieces.push(head);
-        pieces.extend(ops.iter().filter_map(|op| op.payload.clone()));
+        pieces.extend(ops.iter_mut().filter_map(|op| op.payload.take()));
         let larges = ops.iter().map(|op| u32::from(op.is_large())).sum();
         let header = pages - blocks as u64;
         let batch = Batch { homes, ops, larges, ..Batch::new(position, pages, header, crc) };
@@ -266,14 +266,14 @@ impl Store {
         if op.px == NONE {
             return;
         }
-        let masks = pull_masks(&op.raw);
+        let masks = PullMasks::of(&op.raw);
         let version = version_of(&op.raw);
         let disk = self.disk.as_mut().expect("opened");
         disk.table.own(op.px, seq);
         let home = disk.table.get(op.px).version();
         let d = disk.overlay.enter(op.px, home);
         d.version = if masks.is_whole() { version } else { d.version.max(version) };
-        let mut piece = 0;
+        let mut piece = 0_u64;
         for block in (0..BLOCKS_PER_EXTENT).filter(|b| masks.all() >> b & 1 == 1) {
             let what = match () {
                 () if masks.data >> block & 1 == 1 => What::Data,
@@ -283,8 +283,7 @@ impl Store {
             let mut b = Block::new(block, what, seq, version);
             if what == What::Data {
                 b.sum = op.raw.sums[block as usize].get();
-                b.payload = op.payload.as_ref().and_then(|p| kept(p, piece));
-                b.position = position + piece as u64;
+                b.position = position + piece;
                 piece += 1;
             } else {
                 self.flusher.bare.push_back((seq, op.px, u8::try_from(block).expect("16 blocks")));
@@ -378,16 +377,6 @@ impl Store {
     }
 }
 
-/// A block of a payload, to be kept in memory: none if it would keep a whole large request there.
-fn kept(payload: &Payload, i: usize) -> Option<Payload> {
-    (payload.backing_blocks() <= BLOCKS_PER_EXTENT as usize).then(|| payload.slice(i, 1))
-}
-
-fn pull_masks(raw: &RawRecord) -> PullMasks {
-    let part = |n: u32| u16::try_from(raw.reserved2.get() >> (16 * n) & 0xffff).expect("16 bits");
-    PullMasks { data: part(0), zero: part(1), absent: part(2) }
-}
-
 fn fill_units(bytes: &mut [u8], marks: &[(BranchId, RawRecord)], ops: &[Op]) {
     let mut at = 0;
     let mut put = |unit: &[u8]| {
@@ -409,16 +398,14 @@ fn fill_units(bytes: &mut [u8], marks: &[(BranchId, RawRecord)], ops: &[Op]) {
 
 impl Disk {
     fn apply_small(&mut self, op: &Op, seq: u64, position: u64) {
-        let payload = op.payload.as_ref().expect("a small write has its bytes");
         let version = version_of(&op.raw);
         self.table.own(op.px, seq);
         self.raise(op.px, version);
         let first = op.raw.first.get() % BLOCKS_PER_EXTENT;
-        for i in 0..payload.blocks() {
-            let mut b = Block::new(first + u32::try_from(i).expect("16 blocks"), What::Data, seq, version);
-            b.sum = op.raw.sums[i].get();
-            b.payload = kept(payload, i);
-            b.position = position + i as u64;
+        for i in 0..op.raw.count.get() {
+            let mut b = Block::new(first + i, What::Data, seq, version);
+            b.sum = op.raw.sums[i as usize].get();
+            b.position = position + u64::from(i);
             self.put(op.px, b);
         }
     }

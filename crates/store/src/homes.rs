@@ -65,7 +65,7 @@ impl Store {
             b.what == What::Data && b.way == Way::Pending && b.seq <= flushed && !pinned
         };
         let blocks = disk.overlay.of(px).filter(waits);
-        ready.extend(blocks.filter_map(|b| Some((b.block, b.seq, b.payload.clone()?))));
+        ready.extend(blocks.filter_map(|b| Some((b.block, b.seq, self.loader.bytes(b.position)?))));
     }
 
     fn write_home(&mut self, run: Vec<Going>, pieces: Vec<Payload>) {
@@ -88,8 +88,6 @@ impl Store {
             let found = disk.overlay.find_mut(*px, u32::from(*block));
             if let Some(b) = found.filter(|b| b.seq == *seq && b.way == Way::Writing) {
                 b.way = Way::Written(stamp);
-                // Its slice is done with; whoever reads it until it is flushed finds it in the journal.
-                b.payload = None;
                 self.flusher.written.push((stamp, *px, *block, *seq));
             }
         }

@@ -144,11 +144,6 @@ impl Layout {
         let left = self.journal_pages - self.ring(position);
         if left < u64::from(self.batch_pages) { position + left } else { position }
     }
-    /// Blocks whose bytes stay in memory when they have been written: at most 16 MiB.
-    #[must_use]
-    pub fn keeps(&self) -> usize {
-        usize::try_from(self.journal_pages / 64).expect("a journal has few pages")
-    }
     /// Pages of the ring that are read at once on their way home: at most 64 MiB.
     #[must_use]
     pub fn slice(&self) -> u64 {

@@ -1,17 +1,17 @@
-//! Blocks that go home and are not in memory: their bytes are read from the journal, in large pieces, in the order in which
-//! they lie there.
+//! Blocks that go home: their bytes are read from the journal, in large pieces, in the order in which they lie there.
 //!
-//! So it is with all but the newest blocks, and with all that an opening has replayed. A block that does not match its
-//! checksum, or cannot be read, is bad from then on, to be repaired.
+//! What was read stays until its slice of the ring is home. A block that does not match its checksum, or cannot be read, is
+//! bad from then on, to be repaired.
 
 use crate::event::{Failure, IoOp, IoResult, Notice};
 use crate::overlay::{Way, What};
 use crate::store::{Job, Phase, Store};
 use crate::table::Px;
+use proto::Payload;
 use proto::limits::BLOCKS_PER_EXTENT;
 use proto::message::BlockState;
 use proto::record::Sum;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 /// Pages read at once.
 const RUN: u64 = 256;
@@ -43,8 +43,20 @@ impl Unread {
 pub(crate) struct Loader {
     todo: VecDeque<Unread>,
     in_flight: usize,
+    /// What was read: position of its first page, and the bytes.
+    loaded: BTreeMap<u64, Payload>,
 }
 impl Loader {
+    /// The page at a position of the ring, if it was read.
+    pub fn bytes(&self, position: u64) -> Option<Payload> {
+        let (first, run) = self.loaded.range(..=position).next_back()?;
+        let at = usize::try_from(position - first).ok()?;
+        (at < run.blocks()).then(|| run.slice(at, 1))
+    }
+    /// All that was read has gone home, or will be read again.
+    pub fn let_go(&mut self) {
+        self.loaded.clear();
+    }
     pub fn is_done(&self) -> bool {
         self.todo.is_empty() && self.in_flight == 0
     }
@@ -58,21 +70,21 @@ impl Loader {
 }
 
 impl Store {
-    /// What a batch still holds: its extents, and of their blocks those whose bytes are not in memory.
+    /// What a batch still holds: its extents, and their blocks.
     fn list_batch(&mut self, seq: u64, homes: &mut Vec<Px>) {
         let disk = self.disk.as_ref().expect("opened");
         let Some(batch) = disk.journal.get(seq).filter(|b| b.live > 0) else { return };
         homes.extend(&batch.homes);
         for px in &batch.homes {
             let held = disk.overlay.of(*px).filter(|b| b.seq == seq && b.what == What::Data);
-            for b in held.filter(|b| b.payload.is_none() && b.way == Way::Pending) {
+            for b in held.filter(|b| b.way == Way::Pending) {
                 let unread = Unread { position: b.position, px: *px, block: b.block, seq, failed: 0 };
                 self.loader.todo.push_back(unread);
             }
         }
     }
 
-    /// The next batches that go home, from `next` to at most `last`: their extents, ascending. Bytes that are not in memory
+    /// The next batches that go home, from `next` to at most `last`: their extents, ascending. Their bytes
     /// are read, in the order in which they lie in the ring. Gives the batch that comes after them.
     pub(crate) fn list_slice(&mut self, next: u64, last: u64) -> (u64, VecDeque<Px>) {
         assert!(self.loader.is_done(), "one slice at a time");
@@ -89,7 +101,7 @@ impl Store {
         homes.sort_unstable();
         homes.dedup();
         self.loader.sort();
-        self.disk_mut().overlay.going = upto;
+        self.loader.let_go();
         self.push_load();
         (upto + 1, homes.into())
     }
@@ -132,7 +144,7 @@ impl Store {
     }
     fn is_unread(&self, u: &Unread) -> bool {
         let found = self.disk().overlay.get(u.px, u32::from(u.block));
-        found.is_some_and(|b| b.seq == u.seq && b.what == What::Data && b.payload.is_none())
+        found.is_some_and(|b| b.seq == u.seq && b.what == What::Data)
     }
 
     pub(crate) fn load_done(&mut self, run: Vec<Unread>, at: Option<u64>, result: IoResult) {
@@ -151,14 +163,12 @@ impl Store {
                 continue;
             }
             let at = usize::try_from(u.position - first).expect("within the run");
-            let b = self.disk_mut().overlay.find_mut(u.px, u32::from(u.block)).expect("just seen");
-            if Sum::of(bytes.block(at)) == Sum(b.sum) {
-                // Shares the memory of the whole read: all of it goes home together.
-                b.payload = Some(bytes.slice(at, 1));
-            } else {
+            let b = self.disk().overlay.get(u.px, u32::from(u.block)).expect("just seen");
+            if Sum::of(bytes.block(at)) != Sum(b.sum) {
                 self.give_up(&u);
             }
         }
+        self.loader.loaded.insert(first, bytes);
     }
 
     /// One bad sector must not spoil its neighbours, nor one failure a block.

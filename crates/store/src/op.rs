@@ -1,6 +1,6 @@
 //! An admitted operation: its journal entry, and what is owed when it has taken effect.
 
-use crate::disk::entry::{FLAG_LARGE, KIND_PULL, SLOT_UNITS};
+use crate::disk::entry::{FLAG_LARGE, KIND_PULL, PullMasks, SLOT_UNITS};
 use crate::disk::page::RECORD_SLOT;
 use crate::event::Source;
 use crate::table::{NONE, Px};
@@ -11,7 +11,7 @@ use proto::{BranchId, Payload};
 /// An admitted operation.
 pub struct Op {
     pub raw: RawRecord,
-    /// Bytes that go into the journal behind the header.
+    /// Bytes that go into the journal behind the header; until its batch is sealed.
     pub payload: Option<Payload>,
     /// A record slot's new content.
     pub slot: Option<Box<[u8; RECORD_SLOT]>>,
@@ -81,7 +81,12 @@ impl Op {
     /// Blocks behind the header.
     #[must_use]
     pub fn blocks(&self) -> usize {
-        self.payload.as_ref().map_or(0, Payload::blocks)
+        let blocks = match self.raw.kind {
+            KIND_WRITE if !self.is_large() => self.raw.count.get(),
+            KIND_PULL => PullMasks::of(&self.raw).data.count_ones(),
+            _ => 0,
+        };
+        blocks as usize
     }
     #[must_use]
     pub fn is_large(&self) -> bool {

@@ -1,17 +1,15 @@
 //! The overlay: blocks that are in the journal and not yet at home. Per block only the newest.
 //!
-//! Bytes stay in memory only for the blocks that came last: those of all others are in the journal, and are read
-//! from there, by a guest or on their way home. Memory that is used again at once is in the processor's cache; as much
-//! memory as the journal is long would be neither in the cache nor small.
+//! It knows where their bytes are, and has none: those are in the journal, and are read from there, by a guest or on
+//! their way home (decision 0008).
 //!
-//! Flat: a block is a slot of a slab, and its extent knows the slots of its 16 blocks, so that finding one touches two
-//! places of memory and no more; steady work allocates nothing. Never more than the journal holds: a block leaves
-//! when it is home (and flushed) or when a newer one takes its place.
+//! Flat: a block is a slot of a slab, its extent knows the slots of its 16 blocks, and a number per physical extent of the
+//! drive says where that is: so finding a block touches three places of memory and no more. Steady work allocates nothing.
+//! Never more than the journal holds: a block leaves when it is home (and flushed) or when a newer one takes its place.
 
 use crate::table::Px;
-use proto::{Map, Payload, Version};
+use proto::Version;
 use slab::Slab;
-use std::collections::VecDeque;
 
 /// A slot of an extent that holds no block.
 const NOTHING: u32 = u32::MAX;
@@ -46,8 +44,6 @@ pub struct Block {
     pub seq: u64,
     pub sum: u32,
     pub version: Version,
-    /// Bytes of `Data`, if they are in memory.
-    pub payload: Option<Payload>,
     /// Journal position of its bytes, in pages since format.
     pub position: u64,
 }
@@ -55,6 +51,7 @@ pub struct Block {
 /// The blocks of one physical extent.
 #[derive(Clone, Debug)]
 pub struct Dirty {
+    px: Px,
     /// Where its blocks are in the slab.
     slots: [u32; SLOTS],
     pub count: u32,
@@ -63,60 +60,75 @@ pub struct Dirty {
 }
 
 pub struct Overlay {
-    extents: Map<Px, Dirty>,
+    /// By physical extent: one more than its place in `extents`; 0 if nothing of it is here. Zeroed memory that nobody has
+    /// touched costs nothing.
+    places: Vec<u32>,
+    extents: Slab<Dirty>,
     blocks: Slab<Block>,
-    /// Blocks that came with their bytes, oldest first: extent, block, batch. Some have been overwritten since.
-    recent: VecDeque<(Px, u8, u64)>,
-    /// How many of them keep their bytes.
-    keeps: usize,
-    /// Batches up to here are on their way home: their blocks keep what bytes they have.
-    pub going: u64,
 }
 
 impl Overlay {
-    /// One that keeps the bytes of the `keeps` blocks that came last.
+    /// For a drive of so many extents, with a journal of so many blocks: room for them is reserved now, so that no growth
+    /// copies them later, in the middle of a guest's write.
     #[must_use]
-    pub fn new(keeps: usize) -> Overlay {
-        Overlay { extents: Map::default(), blocks: Slab::new(), recent: VecDeque::new(), keeps, going: 0 }
+    pub fn new(extents: u32, blocks: u64) -> Overlay {
+        let room = usize::try_from(blocks).expect("a journal is small");
+        Overlay {
+            places: vec![0; extents as usize],
+            extents: Slab::with_capacity(room.min(extents as usize)),
+            blocks: Slab::with_capacity(room),
+        }
     }
     /// Blocks held.
     #[must_use]
     pub fn len(&self) -> usize {
         self.blocks.len()
     }
+    fn place(&self, px: Px) -> Option<usize> {
+        (self.places[px as usize] as usize).checked_sub(1)
+    }
     #[must_use]
     pub fn extent(&self, px: Px) -> Option<&Dirty> {
-        self.extents.get(&px)
+        self.extents.get(self.place(px)?)
+    }
+    fn extent_mut(&mut self, px: Px) -> Option<&mut Dirty> {
+        let place = self.place(px)?;
+        self.extents.get_mut(place)
     }
     /// The extent's, made if need be with the version that it has at home.
     pub fn enter(&mut self, px: Px, home: Version) -> &mut Dirty {
-        self.extents.entry(px).or_insert(Dirty { slots: [NOTHING; SLOTS], count: 0, version: home })
+        let place = self.place(px).unwrap_or_else(|| {
+            let made = self.extents.insert(Dirty { px, slots: [NOTHING; SLOTS], count: 0, version: home });
+            self.places[px as usize] = u32::try_from(made + 1).expect("no more than the drive's extents");
+            made
+        });
+        &mut self.extents[place]
+    }
+    fn leave(&mut self, px: Px) -> Option<Dirty> {
+        let place = self.place(px)?;
+        self.places[px as usize] = 0;
+        Some(self.extents.remove(place))
     }
     #[must_use]
     pub fn get(&self, px: Px, block: u32) -> Option<&Block> {
-        self.at(self.extents.get(&px)?.slots[block as usize])
+        self.at(self.extent(px)?.slots[block as usize])
     }
     fn at(&self, slot: u32) -> Option<&Block> {
         if slot == NOTHING { None } else { self.blocks.get(slot as usize) }
     }
     /// Blocks of an extent, ascending.
     pub fn of(&self, px: Px) -> impl Iterator<Item = &Block> {
-        let slots = self.extents.get(&px).map_or([NOTHING; SLOTS], |d| d.slots);
+        let slots = self.extent(px).map_or([NOTHING; SLOTS], |d| d.slots);
         slots.into_iter().filter_map(|slot| self.at(slot))
     }
     pub fn find_mut(&mut self, px: Px, block: u32) -> Option<&mut Block> {
-        let slot = self.extents.get(&px)?.slots[block as usize];
+        let slot = self.extent(px)?.slots[block as usize];
         if slot == NOTHING { None } else { self.blocks.get_mut(slot as usize) }
     }
     /// Puts a block in; its extent has been entered. Gives back the batch of the one that it takes the place of.
     pub fn put(&mut self, px: Px, new: Block) -> Option<u64> {
-        if new.payload.is_some() {
-            self.recent.push_back((px, new.block, new.seq));
-            if self.recent.len() > self.keeps {
-                self.let_go();
-            }
-        }
-        let d = self.extents.get_mut(&px).expect("entered before");
+        let place = self.place(px).expect("entered before");
+        let d = &mut self.extents[place];
         let slot = &mut d.slots[usize::from(new.block)];
         if *slot != NOTHING {
             return Some(std::mem::replace(&mut self.blocks[*slot as usize], new).seq);
@@ -125,37 +137,27 @@ impl Overlay {
         d.count += 1;
         None
     }
-    /// The oldest block that came with its bytes is to be read from the journal from now on.
-    fn let_go(&mut self) {
-        let Some((px, block, seq)) = self.recent.pop_front() else { return };
-        if seq > self.going
-            && let Some(b) = self.find_mut(px, u32::from(block)).filter(|b| b.seq == seq)
-        {
-            b.payload = None;
-        }
-    }
     /// Takes a block out. With the last one the extent goes too, and its version is given back.
     pub fn remove(&mut self, px: Px, block: u32) -> (Block, Option<Version>) {
-        let d = self.extents.get_mut(&px).expect("the extent is here");
+        let d = self.extent_mut(px).expect("the extent is here");
         let slot = std::mem::replace(&mut d.slots[block as usize], NOTHING);
         assert_ne!(slot, NOTHING, "the block is here");
-        let removed = self.blocks.remove(slot as usize);
         d.count -= 1;
         let version = (d.count == 0).then_some(d.version);
         if version.is_some() {
-            self.extents.remove(&px);
+            self.leave(px);
         }
-        (removed, version)
+        (self.blocks.remove(slot as usize), version)
     }
     /// Takes the whole extent out: the batches that held its blocks.
     pub fn clear(&mut self, px: Px) -> Vec<u64> {
-        let Some(d) = self.extents.remove(&px) else { return Vec::new() };
+        let Some(d) = self.leave(px) else { return Vec::new() };
         let held = d.slots.into_iter().filter(|slot| *slot != NOTHING);
         held.map(|slot| self.blocks.remove(slot as usize).seq).collect()
     }
-    /// All extents, in no order: for checks.
+    /// All extents: for checks.
     pub fn iter(&self) -> impl Iterator<Item = (Px, &Dirty)> {
-        self.extents.iter().map(|(px, d)| (*px, d))
+        self.extents.iter().map(|(_, d)| (d.px, d))
     }
 }
 
@@ -169,7 +171,6 @@ impl Block {
             seq,
             sum: 0,
             version,
-            payload: None,
             position: 0,
         }
     }

@@ -73,8 +73,8 @@ pub(crate) struct ReadJob {
 }
 
 impl Disk {
-    /// A block of a replica as a view sees it. `media`: bytes from the drive, even if they are in memory.
-    pub(crate) fn look(&self, replica: u32, block: u32, view: View, media: bool) -> Seen {
+    /// A block of a replica as a view sees it.
+    pub(crate) fn look(&self, replica: u32, block: u32, view: View) -> Seen {
         let (extent, at) = (block / BLOCKS_PER_EXTENT, block % BLOCKS_PER_EXTENT);
         let mut px = self.records.replica(replica).index.get(extent);
         while px != NONE {
@@ -83,7 +83,7 @@ impl Disk {
                 View::Head => true,
                 View::At(g) => e.generation <= g,
             };
-            if visible && let Some(seen) = self.look_at(px, at, media) {
+            if visible && let Some(seen) = self.look_at(px, at) {
                 return seen;
             }
             px = e.next;
@@ -98,7 +98,7 @@ impl Disk {
         }
     }
     /// ... in one physical extent; `None` if it does not have the block.
-    fn look_at(&self, px: Px, at: u32, media: bool) -> Option<Seen> {
+    fn look_at(&self, px: Px, at: u32) -> Option<Seen> {
         let e = self.table.get(px);
         let (state, sum, bytes) = match self.overlay.get(px, at) {
             Some(b) => match b.what {
@@ -106,17 +106,8 @@ impl Disk {
                 What::Zero => (BlockState::Zero, Sum(0), Bytes::None),
                 What::Bad => (BlockState::Bad, Sum(b.sum), Bytes::None),
                 What::Data => {
-                    let bytes = match &b.payload {
-                        // On its way home it is part of a large read, which an answer must not keep.
-                        Some(payload) if !media && payload.backing_blocks() > BLOCKS_PER_EXTENT as usize => {
-                            Bytes::Memory(Payload::copy_of(payload.bytes()))
-                        }
-                        Some(payload) if !media => Bytes::Memory(payload.clone()),
-                        _ => {
-                            Bytes::Drive { offset: self.layout.journal(b.position), pins: Pins::Batch(b.seq) }
-                        }
-                    };
-                    (BlockState::Data, Sum(b.sum), bytes)
+                    let offset = self.layout.journal(b.position);
+                    (BlockState::Data, Sum(b.sum), Bytes::Drive { offset, pins: Pins::Batch(b.seq) })
                 }
             },
             None => match e.states.get(at) {
@@ -140,9 +131,10 @@ impl Store {
         scope: &Scope,
         request: &Request,
     ) -> Result<(), Refusal> {
-        let (view, first, count, media, kind, resync) = match request {
-            Request::Read { view, range, media, source_process } => {
-                (*view, range.first, range.count, *media, Kind::Read, source_process.is_some())
+        let (view, first, count, kind, resync) = match request {
+            // `media` asks for nothing more: every read is of the drive.
+            Request::Read { view, range, media: _, source_process } => {
+                (*view, range.first, range.count, Kind::Read, source_process.is_some())
             }
             Request::Verify { view, first_extent, extents } => {
                 if *extents > VERIFY_MAX {
@@ -150,7 +142,7 @@ impl Store {
                 }
                 let first = first_extent.checked_mul(BLOCKS_PER_EXTENT).ok_or(Refusal::Invalid)?;
                 let kind = Kind::Verify { first_extent: *first_extent };
-                (*view, first, extents * BLOCKS_PER_EXTENT, true, kind, false)
+                (*view, first, extents * BLOCKS_PER_EXTENT, kind, false)
             }
             _ => return Err(Refusal::Invalid),
         };
@@ -160,7 +152,7 @@ impl Store {
         if count == 0 || end > self.chunk_blocks(replica) || whole_answer {
             return Err(Refusal::Invalid);
         }
-        let blocks = (first..end).map(|b| self.disk().look(replica, b, view, media)).collect();
+        let blocks = (first..end).map(|b| self.disk().look(replica, b, view)).collect();
         let (branch, chunk) = (scope.branch, scope.chunk);
         let job = ReadJob {
             source,

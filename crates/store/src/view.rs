@@ -78,7 +78,7 @@ impl Store {
     ) -> Option<(BlockView, Version)> {
         let disk = self.disk.as_ref()?;
         let replica = disk.records.replica_number(branch, chunk)?;
-        let seen = disk.look(replica, block, view, false);
+        let seen = disk.look(replica, block, view);
         let state = match seen.state {
             BlockState::Data | BlockState::Bad => BlockView::Data(seen.sum),
             BlockState::Zero => BlockView::Zero,
@@ -120,7 +120,7 @@ impl Store {
     pub fn home_offset(&self, branch: BranchId, chunk: ChunkIndex, block: u32) -> Option<u64> {
         let disk = self.disk.as_ref()?;
         let replica = disk.records.replica_number(branch, chunk)?;
-        match disk.look(replica, block, View::Head, false).bytes {
+        match disk.look(replica, block, View::Head).bytes {
             Bytes::Drive { offset, pins: crate::read::Pins::Home(_) } => Some(offset),
             _ => None,
         }

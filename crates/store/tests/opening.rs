@@ -788,16 +788,15 @@ fn a_read_that_hangs(b: &mut Bench, block: u32) -> (IoId, u64) {
     let frame = RequestFrame { token: 77, scope: scope(), request };
     b.store.handle(b.now, Event::Request { source: Source(1), frame });
     let Some(Effect::Io { io, op: IoOp::Read { offset, blocks: 1 } }) = b.store.poll() else {
-        panic!("it is not in memory")
+        panic!("it is read from the drive")
     };
     assert!(b.store.poll().is_none());
     (io, offset)
 }
 
 #[test]
-fn what_is_not_in_memory_any_more_is_read_from_the_journal_which_stays_for_it() {
+fn what_is_not_home_is_read_from_the_journal_which_stays_for_it() {
     let mut b = Bench::with_replica();
-    // A ring of 256 pages keeps the bytes of four blocks.
     for i in 0..9_u8 {
         assert_eq!(refusal(&b.write(1 + u64::from(i), u32::from(i), 1 + i, 1)), None);
     }
@@ -918,14 +917,22 @@ fn a_read_that_fails_for_other_reasons_than_the_medium_stops_the_drive_and_spoil
 }
 
 #[test]
-fn a_piece_of_a_large_request_keeps_nothing_of_it_in_memory() {
+fn nothing_goes_home_before_a_flush_has_covered_it() {
     let mut b = Bench::with_replica();
-    // A guest's large request; the session hands its edge on as a slice.
-    let whole = Payload::copy_of(&[7; 33 * 4096]);
-    assert_eq!(refusal(&b.write_payload(1, 3, whole.slice(32, 1))), None);
-    let (io, offset) = a_read_that_hangs(&mut b, 3);
-    let page = b.medium.get(offset, 1);
-    assert_eq!(page.bytes(), &[7; 4096], "it lies in the journal");
-    b.store.handle(b.now, Event::Io { io, result: IoResult::Read(page) });
-    b.settle();
+    assert_eq!(refusal(&b.write(1, 0, 7, 1)), None);
+    b.pass(Span::secs(60));
+    assert!(b.store.is_at_rest(), "it is home");
+    assert_eq!(refusal(&b.write(2, 0, 8, 1)), None);
+    b.now = b.now + Span::secs(60);
+    b.store.handle(b.now, Event::Wake);
+    let asked: Vec<(IoId, IoOp)> = std::iter::from_fn(|| b.store.poll())
+        .filter_map(|e| if let Effect::Io { io, op } = e { Some((io, op)) } else { None })
+        .collect();
+    let [(io, IoOp::Flush)] = asked[..] else { panic!("a flush, and nothing on its way home: {asked:?}") };
+    b.store.handle(b.now, Event::Io { io, result: IoResult::Flushed });
+    let mut loads = b.loads();
+    b.now = b.now + Span::secs(1);
+    b.store.handle(b.now, Event::Wake);
+    loads.extend(b.loads());
+    assert_eq!(loads.len(), 1, "now it is read, to go home");
 }

@@ -61,8 +61,6 @@ pub enum Event {
     },
     /// Drain, flush, detach. Ends with `Effect::Closed`.
     Close,
-    /// All input of this turn has been handed in.
-    TurnEnd,
     /// The time given by `next_wake` has come.
     Wake,
 }

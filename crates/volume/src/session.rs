@@ -323,7 +323,6 @@ impl Session {
             }
             Event::LeaseGained { .. } => self.dirty = true,
             Event::Close => self.close(),
-            Event::TurnEnd => {}
             Event::Wake => {}
         }
         self.maintain(leases, may_judge);

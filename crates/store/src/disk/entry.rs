@@ -41,12 +41,20 @@ pub struct PullMasks {
     pub absent: u16,
 }
 impl PullMasks {
+    /// Of an entry that was made here.
+    #[must_use]
+    pub fn of(raw: &RawRecord) -> PullMasks {
+        PullMasks::split(raw.reserved2.get())
+    }
+    fn split(bits: u64) -> PullMasks {
+        let part = |n: u32| u16::try_from(bits >> (16 * n) & 0xffff).expect("16 bits");
+        PullMasks { data: part(0), zero: part(1), absent: part(2) }
+    }
     fn pack(self) -> u64 {
         u64::from(self.data) | u64::from(self.zero) << 16 | u64::from(self.absent) << 32
     }
     fn unpack(bits: u64) -> Option<PullMasks> {
-        let part = |n: u32| u16::try_from(bits >> (16 * n) & 0xffff).expect("16 bits");
-        let m = PullMasks { data: part(0), zero: part(1), absent: part(2) };
+        let m = PullMasks::split(bits);
         let apart = m.data & m.zero == 0 && (m.data | m.zero) & m.absent == 0;
         (bits >> 48 == 0 && apart).then_some(m)
     }

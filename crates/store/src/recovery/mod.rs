@@ -290,7 +290,7 @@ impl Store {
         for (page, (slot, sequence, _)) in (0..).zip(&r.record_heads) {
             record_pages.found(page, *slot, *sequence);
         }
-        let keeps = old.layout.keeps();
+        let overlay = Overlay::new(old.layout.extents, old.layout.journal_pages);
         let mut disk = Disk {
             layout: old.layout,
             drive: old.drive,
@@ -302,7 +302,7 @@ impl Store {
             table_pages: Pages::new(0),
             record_pages,
             records: Records::new(0),
-            overlay: Overlay::new(keeps),
+            overlay,
             journal,
             index,
         };

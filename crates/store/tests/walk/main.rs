@@ -36,17 +36,17 @@ fn walks_without_bugs_find_nothing() {
     }
 }
 
-/// Found by the simulator alone: a walk is too short for a chunk of the index to fill and matter.
+/// Found by the simulator alone: a walk is too short for a chunk of the index to fill and matter, and for power to go between
+/// a home write and the flush after it, when what goes home has to be read first (`opening` has a test of that rule).
 #[cfg(feature = "bugs")]
-const NOT_HERE: &str = "index_early";
+const NOT_HERE: [&str; 2] = ["index_early", "home_before_flush"];
 
-/// Each seeded bug is noticed by some walk. Most by one of the first thirty; what goes home too early shows late, for it needs
-/// a ring that is nearly full and power that goes between a home write and the flush after it.
+/// Each seeded bug is noticed by some walk, most by one of the first thirty.
 #[cfg(feature = "bugs")]
 #[test]
 fn each_seeded_bug_is_found() {
     let mut missed = Vec::new();
-    for name in store::Bugs::NAMES.iter().filter(|n| **n != NOT_HERE) {
+    for name in store::Bugs::NAMES.iter().filter(|n| !NOT_HERE.contains(n)) {
         let bugs = store::Bugs::named(name).expect("its own name");
         let seeds = number("WALK_BUG_SEEDS", 3000);
         match (1..=seeds).find_map(|seed| walk(seed, bugs).err().map(|e| (seed, e))) {
