@@ -38,8 +38,8 @@ impl Default for Config {
             advertise: None,
             metrics_address: None,
             insecure_network: false,
-            heartbeat_ms: 150,
-            election_ms: 500,
+            heartbeat_ms: 200,
+            election_ms: 600,
             log: "info,openraft=warn".into(),
             log_format: LogFormat::Logfmt,
         }
@@ -220,7 +220,7 @@ mod tests {
             ("id = 1\naddress = '0.0.0.0:1'\ninsecure_network = true", "address: 0.0.0.0:1 can be reached"),
             ("id = 1\nadvertise = 'm1'", "advertise: \"m1\" is not host:port"),
             ("id = 1\nheartbeat_ms = 1", "heartbeat_ms: 20 to 5000"),
-            ("id = 1\nelection_ms = 200", "election_ms: 300 to 60000"),
+            ("id = 1\nelection_ms = 200", "election_ms: 400 to 60000"),
             ("id = 1\nlog = 'a=b=c'", "log: not a log filter"),
             ("id = 'x'", "invalid type"),
         ] {

@@ -26,6 +26,8 @@ const HANDSHAKE_MAX: Span = Span::secs(2);
 const SILENCE_MAX: Span = Span::secs(2);
 /// The dialler says something at least this often; the other side gives up after four times that.
 const PING_EVERY: Span = Span::secs(1);
+/// When one link is pinged, so are those that would be soon: an idle node is woken once for all of them.
+const PING_ALONG: Span = Span::millis(750);
 const UNHEARD_MAX: Span = Span::secs(4);
 
 pub(crate) struct Peer {
@@ -194,9 +196,11 @@ impl Links {
         }
         let mut ids: Vec<LinkId> = self.links.keys().copied().collect();
         ids.sort_unstable();
-        for id in &ids {
+        let pinged = |l: &Link, after: Span| l.is_up() && l.role != Role::Acceptor && l.said + after <= now;
+        let any = self.links.values().any(|l| pinged(l, PING_EVERY));
+        for id in ids.iter().filter(|_| any) {
             let link = self.links.get_mut(id).expect("just listed");
-            if link.is_up() && link.role != Role::Acceptor && link.said + PING_EVERY <= now {
+            if pinged(link, PING_ALONG) {
                 let clean = !link.is_dirty();
                 let ping = RequestFrame { token: 0, scope: Scope::default(), request: Request::Ping };
                 link.request(now, &ping);

@@ -80,6 +80,34 @@ fn an_idle_link_is_pinged_and_a_silent_one_given_up() {
 }
 
 #[test]
+fn links_that_fall_due_soon_are_pinged_along_with_one_that_is_due() {
+    let (mut l, mut out) = links();
+    let node =
+        |n: u32| NodeSummary { node: NodeId(n), name: String::new(), address: format!("a{n}"), up: true };
+    l.set_nodes(T0, &[2, 3, 4].map(node));
+    l.maintain(T0, &mut out);
+    let said = [0, 250, 251].map(|ms| T0 + Span::millis(ms));
+    let dials: Vec<LinkId> = out
+        .drain(..)
+        .filter_map(|e| if let Effect::Dial { link, .. } = e { Some(link) } else { None })
+        .collect();
+    for (n, (link, said)) in (2..).zip(dials.iter().zip(said)) {
+        l.dialled(said, *link, &mut out);
+        l.concluded(said, *link, Agreed { peer: NodeId(n), ..agreed(3, 1) });
+    }
+    out.clear();
+    assert_eq!(l.next_wake(), T0 + PING_EVERY);
+    l.maintain(T0 + PING_EVERY, &mut out);
+    l.send_all(&mut out);
+    let pinged: Vec<LinkId> = out
+        .drain(..)
+        .map(|e| if let Effect::Send { link, .. } = e { link } else { panic!("{e:?}") })
+        .collect();
+    assert_eq!(pinged, dials[..2], "not the one whose time is a quarter of a second and more away");
+    assert_eq!(l.next_wake(), said[2] + PING_EVERY);
+}
+
+#[test]
 fn a_handshake_that_hangs_is_given_up() {
     let (mut l, mut out) = links();
     l.maintain(T0, &mut out);
