@@ -144,10 +144,10 @@ impl Layout {
         let left = self.journal_pages - self.ring(position);
         if left < u64::from(self.batch_pages) { position + left } else { position }
     }
-    /// Pages of the ring that are read at once on their way home: at most 64 MiB.
+    /// Pages of the ring that are read at once on their way home: at most 8 MiB. It is memory, and time that guests wait.
     #[must_use]
     pub fn slice(&self) -> u64 {
-        (self.journal_pages / 16).max(1)
+        (self.journal_pages / 16).clamp(1, 2048)
     }
     /// Byte offset of a slot of a record page.
     #[must_use]
