@@ -69,7 +69,7 @@ pub struct Overlay {
 
 impl Overlay {
     /// For a drive of so many extents, with a journal of so many blocks: room for them is reserved now, so that no growth
-    /// copies them later, in the middle of a guest's write.
+    /// copies them later, in the middle of a guest's write. (One entry that zeroes many blocks may still outgrow it.)
     #[must_use]
     pub fn new(extents: u32, blocks: u64) -> Overlay {
         let room = usize::try_from(blocks).expect("a journal is small");
