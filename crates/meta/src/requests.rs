@@ -53,6 +53,14 @@ impl Service {
                 let answer = state.present(branch, chunks);
                 self.answer_node(token, answer);
             }
+            MetaRequest::Views { branch, .. } | MetaRequest::Sealed { branch, .. } => {
+                let answer = state.present_views(branch);
+                self.answer_node(token, answer);
+            }
+            MetaRequest::Kept { .. } => self.answer_node(token, MetaAnswer::Ok),
+            MetaRequest::Snapshot { .. } => {
+                self.answer_node(token, MetaAnswer::Refused(MetaRefusal::NoSuchSnapshot));
+            }
             MetaRequest::Created { branch, epoch, placement, failed } => {
                 let replacements = self.replacements(state, branch, &failed);
                 let op = Op::Created { branch, epoch, placement, failed, replacements };

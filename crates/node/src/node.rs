@@ -401,6 +401,13 @@ impl Node {
                     self.tell(id, volume::Event::Resized { geometry });
                 }
             }
+            WatchUpdate::Views { branch, views } => {
+                if let Some((id, _)) = self.seats.of_branch(branch) {
+                    self.tell(id, volume::Event::Views { views });
+                }
+            }
+            // No metad speaks of keep-lists yet.
+            WatchUpdate::Keep { .. } => {}
             WatchUpdate::Verify { branch, request } => self.verify_wanted(branch, request),
         }
     }

@@ -152,6 +152,7 @@ impl Pulls {
             .map(|(k, _)| *k)
             .collect();
         older.into_iter().for_each(|k| self.drop_job(k));
+        let number = attempt.number;
         let job = Job {
             attempt,
             branch,
@@ -161,7 +162,7 @@ impl Pulls {
             moved: 0,
             progress_at: Time::ZERO,
         };
-        self.jobs.insert((source, branch, attempt.number), job);
+        self.jobs.insert((source, branch, number), job);
     }
     /// `AttemptList`: ask both sides for their digest.
     pub fn list(&mut self, source: Source, branch: BranchId, drive: DriveId, number: u64, token: u64) {
@@ -174,9 +175,10 @@ impl Pulls {
         };
         job.token = token;
         job.stage = Stage::Digests { source: None, own: None };
-        let process = Some(job.attempt.source_process);
-        self.ask(key, What::SourceDigest, Request::Digest { source_process: process });
-        self.ask(key, What::OwnDigest, Request::Digest { source_process: None });
+        let Attempt { views, head, source_process, .. } = job.attempt.clone();
+        let digest = |source_process| Request::Digest { views: views.clone(), head, source_process };
+        self.ask(key, What::SourceDigest, digest(Some(source_process)));
+        self.ask(key, What::OwnDigest, digest(None));
     }
     pub fn ended(&mut self, source: Source, branch: BranchId, number: u64) {
         self.drop_job((source, branch, number));
@@ -243,7 +245,8 @@ impl Pulls {
     fn ask_page(&mut self, key: Key, what: What, from: u32) {
         let Some(job) = self.jobs.get(&key) else { return };
         let source_process = (what == What::SourcePage).then_some(job.attempt.source_process);
-        self.ask(key, what, Request::Manifest { view: View::Head, from, source_process });
+        let after = proto::Generation(0);
+        self.ask(key, what, Request::Manifest { view: View::Head, after, from, source_process });
     }
 
     /// An answer to one of our questions.

@@ -151,6 +151,7 @@ pub(crate) fn error_of(refusal: &MetaRefusal) -> ExportError {
 pub fn in_words(refusal: &MetaRefusal) -> String {
     match refusal {
         MetaRefusal::NoSuchVolume => "there is no such volume".into(),
+        MetaRefusal::NoSuchSnapshot => "the volume has no such snapshot, or it is not sealed yet".into(),
         MetaRefusal::NotReady => "the volume is still being created, or is being deleted".into(),
         MetaRefusal::Held { name, epoch, live, .. } => {
             let life = if *live { "" } else { ", which is silent: its session is being taken over" };

@@ -133,7 +133,7 @@ impl Node {
                 self.refuse(now, source, &frame, Refusal::OldAttempt);
             }
             Request::AttemptBegin { attempt } => {
-                self.pulls.begun(source, frame.scope.branch, *attempt);
+                self.pulls.begun(source, frame.scope.branch, attempt.clone());
                 self.pass_on(now, source, frame);
             }
             Request::AttemptList { number } => {
@@ -145,7 +145,7 @@ impl Node {
             }
             Request::Read { source_process: Some(p), .. }
             | Request::Manifest { source_process: Some(p), .. }
-            | Request::Digest { source_process: Some(p) }
+            | Request::Digest { source_process: Some(p), .. }
                 if *p != self.params.process =>
             {
                 self.refuse(now, source, &frame, Refusal::OldAttempt);

@@ -8,6 +8,7 @@ use crate::ids::{
 };
 use crate::time::Span;
 use crate::units::Geometry;
+use crate::views::{BranchViews, KeepList, Level, ListIndex};
 use serde::{Deserialize, Serialize};
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
@@ -80,6 +81,8 @@ pub struct SessionStatus {
     pub resync_rate: u64,
     /// Chunks with a replica that is not in-sync.
     pub degraded_chunks: u32,
+    /// The generation that it writes: metad tells it again if it has not heard of a seal.
+    pub generation: Generation,
     /// Why I/O waits, if it does; a code of `docs/operations.md`.
     pub waiting: Option<String>,
 }
@@ -143,6 +146,15 @@ pub enum MetaRequest {
     },
     /// These replicas were erased as told.
     Deleted { drive: DriveId, replicas: Vec<HeldReplica> },
+    /// The session asks what Raft knows of its generations now. Answer: `Views`.
+    Views { branch: BranchId, epoch: Epoch },
+    /// The generation is drained and flushed on every required drive, and the session writes the next (of a group:
+    /// writes nothing). Answer: `Views`.
+    Sealed { branch: BranchId, epoch: Epoch, generation: Generation },
+    /// The keep-list of this index is on the drive, flushed. Answer: `Ok`.
+    Kept { drive: DriveId, branch: BranchId, index: ListIndex },
+    /// A reader wants a snapshot of a volume, by name. Answer: `Snapshot`.
+    Snapshot { volume: String, snapshot: String },
     /// Volumes, for export lists and sizes. Answer: `Volumes`.
     Volumes { name: Option<String> },
 }
@@ -169,8 +181,9 @@ pub struct Attached {
     pub epoch: Epoch,
     pub kind: SessionKind,
     pub geometry: Geometry,
-    pub generation: Generation,
-    pub parent: Option<(BranchId, Generation)>,
+    pub views: BranchViews,
+    /// Where absent blocks are read from, nearest first; none: they are zero.
+    pub parents: Vec<Level>,
     pub min_in_sync: u8,
     /// Writes wait while fewer than `min_in_sync` are left (else they fail).
     pub wait_when_degraded: bool,
@@ -188,6 +201,22 @@ pub struct Attached {
     pub down: Vec<DriveId>,
 }
 
+impl Attached {
+    #[must_use]
+    pub fn parent(&self) -> Option<(BranchId, Generation)> {
+        self.parents.first().map(|l| (l.branch, l.generation))
+    }
+}
+
+/// What a reader of a snapshot needs: it asks for places by `MetaRequest::Chunks` under `READER_EPOCH`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct SnapshotFound {
+    pub volume: VolumeId,
+    pub geometry: Geometry,
+    /// The snapshot's own branch and generation first, then what absent blocks are read from.
+    pub levels: Vec<Level>,
+}
+
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct VolumeSummary {
     pub volume: VolumeId,
@@ -201,6 +230,8 @@ pub struct VolumeSummary {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum MetaRefusal {
     NoSuchVolume,
+    /// Of a volume that exists; or it is not sealed yet.
+    NoSuchSnapshot,
     /// Still being created, or being deleted.
     NotReady,
     /// A guest's session lives elsewhere.
@@ -245,6 +276,12 @@ pub enum MetaAnswer {
     DriveConfirmed {
         drive: DriveId,
     },
+    /// What Raft knows of the branch's generations. If `epoch` is not the asker's, it is fenced.
+    Views {
+        epoch: Epoch,
+        views: BranchViews,
+    },
+    Snapshot(Box<SnapshotFound>),
     Volumes(Vec<VolumeSummary>),
     Refused(MetaRefusal),
     /// Not the leader, or no leader: ask again later (the edge goes to another metad).
@@ -275,6 +312,10 @@ pub enum WatchUpdate {
     Fenced { branch: BranchId, epoch: Epoch },
     /// Replicas to erase on a drive of this node, as of this log index.
     Delete { drive: DriveId, replicas: Vec<HeldReplica>, index: LogIndex },
+    /// The branch's generations changed: a seal was asked for, confirmed or called off, or a snapshot is gone.
+    Views { branch: BranchId, views: BranchViews },
+    /// Keep-lists for a drive of this node. Told again until `Kept` says that each is on the drive.
+    Keep { drive: DriveId, lists: Vec<KeepList> },
     /// Drives that Raft calls down now.
     Down(Vec<DriveId>),
     /// The volume grew.

@@ -5,8 +5,9 @@
 //! never answers and never waits.
 
 use crate::frame::{FLAG_FRESH, FrameError, Header, Kind, RawAck, RawRun, RawVersion};
+use crate::ids::Generation;
 use crate::limits::{BLOCKS_PER_EXTENT, CHUNK_BLOCKS_MAX, FRAME_HEADER, FRAME_PAYLOAD_MAX};
-use crate::message::{BranchInfo, Hello, Reply, ReplyFrame, Request, RequestFrame, Run};
+use crate::message::{Attempt, BranchInfo, Hello, Reply, ReplyFrame, Request, RequestFrame, Run, View};
 use crate::payload::{PageBuf, Payload};
 use crate::record::{RECORD_BYTES, Record, Sum};
 use crate::refusal::Refusal;
@@ -170,6 +171,14 @@ fn possible(h: &Header, fits: bool) -> Result<(), FrameError> {
     if fits { Ok(()) } else { Err(FrameError::Body(h.kind.code())) }
 }
 
+/// A view is listed against an older one.
+fn view_follows(view: View, after: Generation) -> bool {
+    match view {
+        View::Head => true,
+        View::At(g) => after < g,
+    }
+}
+
 fn blocks_of(runs: &[Run]) -> u64 {
     runs.iter().map(|r| u64::from(r.count)).sum()
 }
@@ -209,24 +218,51 @@ fn request(h: &Header, body: &[u8], payload: Payload) -> Result<Request, FrameEr
             possible(h, info.geometry.is_possible())?;
             Request::Create { info, chunks }
         }
-        Kind::AttemptBegin => Request::AttemptBegin { attempt: whole(h, body)? },
+        Kind::AttemptBegin => {
+            let attempt: Attempt = whole(h, body)?;
+            possible(h, attempt.views.last().is_none_or(|g| g < attempt.generation))?;
+            Request::AttemptBegin { attempt }
+        }
         Kind::AttemptList => Request::AttemptList { number: whole(h, body)? },
         Kind::AttemptEnd => Request::AttemptEnd { number: whole(h, body)? },
         Kind::EndDoubt => Request::EndDoubt,
+        Kind::Lease => Request::Lease { shown: whole(h, body)? },
+        Kind::LeaseReturn => Request::LeaseReturn { branches: whole(h, body)? },
+        Kind::Ping => Request::Ping,
+        _ => question(h, body)?,
+    })
+}
+
+/// What is asked of a replica and changes nothing.
+fn question(h: &Header, body: &[u8]) -> Result<Request, FrameError> {
+    Ok(match h.kind {
         Kind::Read => {
             let (view, range, media, source_process): (_, BlockRange, _, _) = whole(h, body)?;
             possible(h, range.is_possible())?;
             Request::Read { view, range, media, source_process }
         }
         Kind::Manifest => {
-            let (view, from, source_process) = whole(h, body)?;
-            possible(h, from <= EXTENTS_MAX)?;
-            Request::Manifest { view, from, source_process }
+            let (view, after, from, source_process): (View, Generation, _, _) = whole(h, body)?;
+            possible(h, from <= EXTENTS_MAX && view_follows(view, after))?;
+            Request::Manifest { view, after, from, source_process }
         }
-        Kind::Digest => Request::Digest { source_process: whole(h, body)? },
+        Kind::Digest => {
+            let (views, head, source_process) = whole(h, body)?;
+            Request::Digest { views, head, source_process }
+        }
+        Kind::Changes => {
+            let (view, after, range): (_, _, BlockRange) = whole(h, body)?;
+            possible(h, range.is_possible() && view_follows(view, after))?;
+            Request::Changes { view, after, range }
+        }
+        Kind::Absent => {
+            let (views, head) = whole(h, body)?;
+            Request::Absent { views, head }
+        }
+        Kind::Usage => Request::Usage,
         Kind::Credit => {
-            let (want, probe): (_, Option<BlockRange>) = whole(h, body)?;
-            possible(h, probe.is_none_or(BlockRange::is_possible))?;
+            let (want, probe): (_, Option<(Generation, BlockRange)>) = whole(h, body)?;
+            possible(h, probe.is_none_or(|(g, range)| g.0 > 0 && range.is_possible()))?;
             Request::Credit { want, probe }
         }
         Kind::Map => {
@@ -239,9 +275,6 @@ fn request(h: &Header, body: &[u8], payload: Payload) -> Result<Request, FrameEr
             possible(h, first_extent.checked_add(extents).is_some_and(|end| end <= EXTENTS_MAX))?;
             Request::Verify { view, first_extent, extents }
         }
-        Kind::Lease => Request::Lease { shown: whole(h, body)? },
-        Kind::LeaseReturn => Request::LeaseReturn { branches: whole(h, body)? },
-        Kind::Ping => Request::Ping,
         other => return Err(FrameError::Unexpected(other.code())),
     })
 }
@@ -321,6 +354,8 @@ fn reply(h: &Header, body: &[u8], payload: Payload) -> Result<Reply, FrameError>
             possible(h, blocks_of(&runs) <= u64::from(CHUNK_BLOCKS_MAX))?;
             Reply::Map { runs }
         }
+        Kind::AbsenceDone => Reply::Absence { any: whole(h, body)? },
+        Kind::UsageDone => Reply::Usage(whole(h, body)?),
         Kind::Verified => {
             let (extents, bad) = whole(h, body)?;
             Reply::Verified { extents, bad }

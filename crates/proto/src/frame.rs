@@ -21,8 +21,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 /// First bytes of every frame.
 pub const MAGIC: [u8; 4] = *b"blkD";
 /// Protocol versions that this build speaks.
-pub const PROTOCOL: u16 = 1;
-pub const PROTOCOL_MIN: u16 = 1;
+pub const PROTOCOL: u16 = 2;
+/// No release ever spoke 1.
+pub const PROTOCOL_MIN: u16 = 2;
 
 /// Why bytes of a peer are not believed. Each closes the connection that they came on, and nothing else.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -71,9 +72,11 @@ kinds! {
     Write = 16; Flush = 17; Marks = 18; Configure = 19; Fence = 20; Create = 21;
     AttemptBegin = 22; AttemptList = 23; AttemptEnd = 24; EndDoubt = 25; Read = 26; Manifest = 27;
     Digest = 28; Repair = 29; Credit = 30; Map = 31; Verify = 32; Lease = 33; LeaseReturn = 34; Ping = 35;
+    Changes = 36; Absent = 37; Usage = 38;
     Acks = 64; Refused = 65; FlushBegun = 66; FlushDone = 67; Flushed = 68; Report = 69; Done = 70;
     Progress = 71; Pulled = 72; AttemptFailed = 73; ReadDone = 74; ManifestPage = 75; DigestDone = 76;
     CreditGiven = 77; MapDone = 78; Verified = 79; Leased = 80; Revoke = 81; DriveState = 82;
+    AbsenceDone = 83; UsageDone = 84;
 }
 impl Kind {
     /// Part of the handshake: understood whatever versions the two sides speak.
@@ -100,7 +103,13 @@ impl Kind {
             // Room for what later versions may add.
             Kind::Refuse => 1024,
             Kind::Repair => RECORD_BYTES + size_of::<RawVersion>(),
-            Kind::Flush | Kind::Marks | Kind::EndDoubt | Kind::Ping | Kind::Flushed | Kind::Done => 0,
+            Kind::Flush
+            | Kind::Marks
+            | Kind::EndDoubt
+            | Kind::Ping
+            | Kind::Flushed
+            | Kind::Done
+            | Kind::Usage => 0,
             _ => FRAME_BODY_MAX,
         }
     }
@@ -407,10 +416,17 @@ pub fn encode_request(out: &mut Vec<u8>, frame: &RequestFrame) {
         Request::Read { view, range, media, source_process } => {
             draft(out, Kind::Read).postcard(&(view, range, media, source_process)).end();
         }
-        Request::Manifest { view, from, source_process } => {
-            draft(out, Kind::Manifest).postcard(&(view, from, source_process)).end();
+        Request::Manifest { view, after, from, source_process } => {
+            draft(out, Kind::Manifest).postcard(&(view, after, from, source_process)).end();
         }
-        Request::Digest { source_process } => draft(out, Kind::Digest).postcard(source_process).end(),
+        Request::Digest { views, head, source_process } => {
+            draft(out, Kind::Digest).postcard(&(views, head, source_process)).end();
+        }
+        Request::Changes { view, after, range } => {
+            draft(out, Kind::Changes).postcard(&(view, after, range)).end();
+        }
+        Request::Absent { views, head } => draft(out, Kind::Absent).postcard(&(views, head)).end(),
+        Request::Usage => draft(out, Kind::Usage).end(),
         Request::Credit { want, probe } => draft(out, Kind::Credit).postcard(&(want, probe)).end(),
         Request::Map { view, range } => draft(out, Kind::Map).postcard(&(view, range)).end(),
         Request::Verify { view, first_extent, extents } => {
@@ -463,6 +479,8 @@ pub fn encode_reply(out: &mut Vec<u8>, frame: &ReplyFrame) {
         Reply::Credit { granted, allocated } => {
             draft(out, Kind::CreditGiven).postcard(&(granted, allocated)).end();
         }
+        Reply::Absence { any } => draft(out, Kind::AbsenceDone).postcard(any).end(),
+        Reply::Usage(usage) => draft(out, Kind::UsageDone).postcard(usage).end(),
         Reply::Map { runs } => draft(out, Kind::MapDone).postcard(runs).end(),
         Reply::Verified { extents, bad } => draft(out, Kind::Verified).postcard(&(extents, bad)).end(),
         Reply::Leased { refused, unknown } => draft(out, Kind::Leased).postcard(&(refused, unknown)).end(),

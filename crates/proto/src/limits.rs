@@ -38,6 +38,9 @@ pub const REQUEST_MAX: u32 = 64 << 20;
 /// Epoch = lineage (high bits) and a counter of sessions (low bits).
 pub const LINEAGE_BITS: u32 = 6;
 pub const EPOCH_COUNTER_MAX: u32 = (1 << (32 - LINEAGE_BITS)) - 1;
+/// The epoch that a reader of snapshots shows, who has no session: it is served sealed, kept, complete views, and
+/// nothing else. No session has it: the first one of a branch is 1.
+pub const READER_EPOCH: crate::ids::Epoch = crate::ids::Epoch(0);
 
 /// Frames: fixed header; body of one frame; payload of one frame (a read may answer up to this).
 pub const FRAME_HEADER: usize = 128;

@@ -5,6 +5,7 @@
 //! replica side handles them in that order. Bytes: see `frame` and `docs/protocol.md`.
 
 use crate::configuration::{Configuration, Place};
+use crate::generations::Generations;
 use crate::ids::{
     BranchId, ChunkIndex, ConfigNumber, DriveId, Epoch, Generation, Incarnation, NodeId, ProcessNumber,
 };
@@ -13,6 +14,7 @@ use crate::payload::Payload;
 use crate::record::{Record, Sum};
 use crate::refusal::Refusal;
 use crate::units::{BlockRange, Geometry};
+use crate::views::ListIndex;
 use serde::{Deserialize, Serialize};
 
 /// What every frame of a branch carries.
@@ -34,7 +36,8 @@ pub struct Scope {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 pub enum View {
     Head,
-    /// The newest state with generation <= g, g sealed.
+    /// The newest state with generation <= g. To anybody but the branch's session only if g is sealed and kept, and
+    /// the replica holds it whole.
     At(Generation),
 }
 
@@ -59,14 +62,19 @@ pub struct ChunkRecord {
 }
 
 /// A resync attempt (5.3). If anything named here changes, it is over.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Attempt {
     /// Unique within the session.
     pub number: u64,
     pub epoch: Epoch,
     pub chunk: ChunkIndex,
     pub configuration: ConfigNumber,
+    /// The generation that the session writes.
     pub generation: Generation,
+    /// Kept views to be made equal before the head, all below `generation`.
+    pub views: Generations,
+    /// The head is a view, too (always so while a volume points at the branch).
+    pub head: bool,
     pub source: Place,
     pub source_process: ProcessNumber,
     pub target: Place,
@@ -100,19 +108,27 @@ pub enum Request {
     /// Read blocks of a view. Answer: `ReadDone`. `media`: from the drive, not from memory.
     /// `source_process`: refused (`OldAttempt`) by another process, if given.
     Read { view: View, range: BlockRange, media: bool, source_process: Option<ProcessNumber> },
-    /// Extents of a view whose content changes there, from `from` (extent index) on. Answer: `Manifest`.
-    Manifest { view: View, from: u32, source_process: Option<ProcessNumber> },
-    /// Hash over the manifests of all views. Answer: `Digest`.
-    Digest { source_process: Option<ProcessNumber> },
+    /// Extents whose content in a view differs from that in the view `after` (0: from nothing), from `from` (extent
+    /// index) on. Answer: `Manifest`.
+    Manifest { view: View, after: Generation, from: u32, source_process: Option<ProcessNumber> },
+    /// Hash over the manifests of these kept views, and of the head. Answer: `Digest`.
+    Digest { views: Generations, head: bool, source_process: Option<ProcessNumber> },
     /// Write one block again if the extent's version is still `failed` (5.8). Answer: `Done`.
     Repair { record: Record, payload: Payload, failed: Version },
     /// Credits for new extents on this drive. Answer: `Credit`.
-    /// `probe`: also tell whether these blocks could be written without a new extent.
-    Credit { want: u32, probe: Option<BlockRange> },
+    /// `probe`: also tell whether these blocks could be written in that generation without a new extent.
+    Credit { want: u32, probe: Option<(Generation, BlockRange)> },
     /// State of blocks for block status. Answer: `Map`.
     Map { view: View, range: BlockRange },
     /// Read extents from the media and hash them (`volume verify`). Answer: `Verified`.
     Verify { view: View, first_extent: u32, extents: u32 },
+    /// What changed in a view since the generation `after`: blocks written or discarded in a generation above it, up
+    /// to the view. Answer: `Map`; a run that is absent there did not change.
+    Changes { view: View, after: Generation, range: BlockRange },
+    /// Is any block of the replica absent in one of these views (or the head)? Answer: `Absence`.
+    Absent { views: Generations, head: bool },
+    /// Extents of the replica by the views that see them. Answer: `Usage`.
+    Usage,
     /// Per node pair: renew the lease for the branches of which this node shows the epoch. Answer: `Leased`.
     Lease { shown: Vec<(BranchId, Epoch)> },
     /// Per node pair: these branches are served no more by this node.
@@ -186,6 +202,29 @@ pub struct Report {
     pub free_extents: u64,
 }
 
+/// Physical extents of one replica by who sees them.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Usage {
+    /// The keep-list that this was counted by.
+    pub index: ListIndex,
+    /// All that the replica takes.
+    pub total: u64,
+    /// What no view sees, and which is not freed yet.
+    pub unseen: u64,
+    pub views: Vec<ViewUsage>,
+    /// Of the head; all zero if it is no view.
+    pub head: ViewUsage,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct ViewUsage {
+    pub generation: Generation,
+    /// Extents of which the view sees a block.
+    pub seen: u64,
+    /// Those of them that no other view sees: what deleting it would free.
+    pub exclusive: u64,
+}
+
 /// To the node that holds sessions.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Reply {
@@ -247,6 +286,10 @@ pub enum Reply {
     Map {
         runs: Vec<Run>,
     },
+    Absence {
+        any: bool,
+    },
+    Usage(Usage),
     Verified {
         /** (extent, hash of its blocks' states and bytes) */
         extents: Vec<(u32, u64)>,

@@ -12,7 +12,10 @@ use crate::records::{AttemptState, BlockSet, Branch};
 use crate::store::{Phase, Store};
 use proto::control::HeldReplica;
 use proto::message::{Attempt, BranchInfo, ChunkRecord, Reply, Report, ReportedExtent, Request, Scope};
-use proto::{BlockRange, BranchId, ChunkIndex, Configuration, Incarnation, LogIndex, Marks, NodeId, Refusal};
+use proto::{
+    BlockRange, BranchId, ChunkIndex, Configuration, Generation, Incarnation, LogIndex, Marks, NodeId,
+    Refusal,
+};
 
 impl Store {
     pub(crate) fn record_request(
@@ -276,14 +279,13 @@ impl Store {
         token: u64,
         scope: &Scope,
         want: u32,
-        probe: Option<BlockRange>,
+        probe: Option<(Generation, BlockRange)>,
     ) -> Result<(), Refusal> {
         self.check_epoch(scope)?;
         let allocated = match probe {
             None => false,
-            Some(range) => {
+            Some((generation, range)) => {
                 let replica = self.check_replica(scope)?;
-                let generation = self.disk().records.branch_of(replica).record.generation;
                 let extents = range.extent()..range.end().div_ceil(16);
                 extents.into_iter().all(|e| self.disk().find(replica, e, generation).is_some())
             }

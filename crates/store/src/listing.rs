@@ -83,11 +83,18 @@ impl Store {
         request: &Request,
     ) -> Result<(), Refusal> {
         let reply = match request {
-            Request::Manifest { view, from, source_process } => {
+            Request::Manifest { view, after, from, source_process } => {
+                let head_alone = *after == proto::Generation(0);
+                if !head_alone {
+                    return Err(Refusal::UnknownView);
+                }
                 let replica = self.check_reader(scope, *view, source_process.is_some())?;
                 self.manifest(replica, *view, *from)
             }
-            Request::Digest { source_process } => {
+            Request::Digest { views, head, source_process } => {
+                if !views.is_empty() || !head {
+                    return Err(Refusal::UnknownView);
+                }
                 let replica = self.check_reader(scope, View::Head, source_process.is_some())?;
                 self.digest(replica)
             }

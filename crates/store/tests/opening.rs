@@ -396,7 +396,11 @@ fn at_rest_everything_is_home_and_nothing_wakes() {
 fn credits_are_bounded_by_space_and_void_on_a_new_connection() {
     let mut b = Bench::with_replica();
     let ask = |b: &mut Bench, want| {
-        let replies = b.request(2, scope(), Request::Credit { want, probe: Some(BlockRange::new(0, 1)) });
+        let replies = b.request(
+            2,
+            scope(),
+            Request::Credit { want, probe: Some((Generation(1), BlockRange::new(0, 1))) },
+        );
         let [Reply::Credit { granted, allocated }] = replies[..] else { panic!("{replies:?}") };
         (granted, allocated)
     };
@@ -439,7 +443,13 @@ fn deleting_names_an_incarnation_and_frees_its_extents() {
 
 #[test]
 fn equal_content_of_equal_version_gives_equal_digests_however_it_is_stored() {
-    let digest = |b: &mut Bench| b.request(3, scope(), Request::Digest { source_process: None });
+    let digest = |b: &mut Bench| {
+        b.request(
+            3,
+            scope(),
+            Request::Digest { views: proto::Generations::new(), head: true, source_process: None },
+        )
+    };
     let mut a = Bench::with_replica();
     a.write(16, 0, 7, 16);
     a.write(19, 20, 8, 1);
@@ -527,6 +537,8 @@ fn attempt(number: u64, epoch: Epoch) -> proto::message::Attempt {
         chunk: ChunkIndex(0),
         configuration: ConfigNumber(1),
         generation: Generation(1),
+        views: proto::Generations::new(),
+        head: true,
         source: Place { node: NodeId(1), drive: DriveId(1), incarnation: Incarnation(1) },
         source_process: ProcessNumber(1),
         target: Place { node, drive, incarnation: Incarnation(7) },

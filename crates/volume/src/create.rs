@@ -52,7 +52,7 @@ impl Session {
             branch: self.branch,
             name: self.attached.name.clone(),
             geometry: self.geometry,
-            parent: self.attached.parent,
+            parent: self.attached.parent(),
             generation: self.generation,
         }
     }
@@ -155,6 +155,13 @@ impl Session {
         } else {
             self.creation = Creation::default();
             self.enter(Phase::Fencing);
+        }
+    }
+
+    /// What metad says of the branch's generations: the newest counts.
+    pub(crate) fn views_told(&mut self, views: proto::BranchViews) {
+        if views.index > self.attached.views.index {
+            self.attached.views = views;
         }
     }
 

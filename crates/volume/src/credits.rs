@@ -70,7 +70,12 @@ impl Session {
             }
             asked += 1;
             let token = self.ask(drive, What::Credit { probe: Some(id) });
-            self.send_slot(chunk, slot, token, Request::Credit { want: 1, probe: Some(range) });
+            self.send_slot(
+                chunk,
+                slot,
+                token,
+                Request::Credit { want: 1, probe: Some((self.generation, range)) },
+            );
         }
         self.ops[id].outstanding = asked;
         if asked == 0 {

@@ -4,7 +4,8 @@ use crate::request::{GuestError, GuestReply, GuestRequest};
 use proto::control::{MetaAnswer, MetaRequest};
 use proto::message::{DriveHello, ReplyFrame, RequestFrame};
 use proto::{
-    BranchId, ChunkIndex, ConnNumber, DriveId, Epoch, Geometry, NodeId, ProcessNumber, Ticket, Time,
+    BranchId, BranchViews, ChunkIndex, ConnNumber, DriveId, Epoch, Geometry, NodeId, ProcessNumber, Ticket,
+    Time,
 };
 
 /// The node's leases (5.5), one per pair of nodes.
@@ -46,6 +47,10 @@ pub enum Event {
     /// Drives that Raft calls down (all of them, each time).
     Down {
         drives: Vec<DriveId>,
+    },
+    /// metad tells of the branch's generations.
+    Views {
+        views: BranchViews,
     },
     Resized {
         geometry: Geometry,

@@ -211,7 +211,7 @@ impl Session {
             process,
             branch: attached.branch,
             epoch: attached.epoch,
-            generation: attached.generation,
+            generation: attached.views.head,
             geometry: attached.geometry,
             phase: if attached.placement.is_some() { Phase::Creating } else { Phase::Fencing },
             phase_since: now,
@@ -315,6 +315,7 @@ impl Session {
                 self.down = drives.into_iter().collect();
                 self.dirty = true;
             }
+            Event::Views { views } => self.views_told(views),
             Event::Resized { geometry } => self.resized(geometry),
             Event::Revoked { node: _, epoch } => {
                 if epoch > self.epoch {

@@ -41,6 +41,7 @@ impl Session {
                 Phase::Draining | Phase::Detaching | Phase::Closed => SessionState::Closing,
                 _ => SessionState::Opening,
             },
+            generation: self.generation,
             resync_left,
             resync_moved,
             resync_rate: if self.attempts.is_empty() { 0 } else { self.resync.rate },

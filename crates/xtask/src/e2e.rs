@@ -101,7 +101,8 @@ fn ctl(bins: &Path, dir: &Path, args: &[&str]) -> Command {
 }
 
 fn signal(child: &Child, name: &str) -> Result<()> {
-    build::run(Command::new("kill").args([&format!("-{name}"), &child.id().to_string()]))
+    // The shell's own: a minimal system has no `kill` program.
+    build::run(Command::new("sh").args(["-c", "kill -s \"$0\" \"$1\"", name, &child.id().to_string()]))
 }
 
 /// Processes whose command line names the folder.

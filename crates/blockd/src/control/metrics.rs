@@ -162,6 +162,7 @@ mod tests {
             epoch: proto::Epoch(1),
             kind: proto::control::SessionKind::Guest,
             state: proto::control::SessionState::Serving,
+            generation: proto::Generation::FIRST,
             resync_left: 0,
             resync_moved: 0,
             resync_rate: 0,

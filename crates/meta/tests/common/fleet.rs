@@ -427,6 +427,7 @@ impl Fleet {
             epoch: s.epoch,
             kind: s.kind,
             state: SessionState::Serving,
+            generation: proto::Generation::FIRST,
             resync_left: 1 << 20,
             resync_moved: self.moved,
             resync_rate: 1 << 10,

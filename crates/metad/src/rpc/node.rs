@@ -33,6 +33,10 @@ fn sender(request: &MetaRequest) -> NodeId {
         | MetaRequest::Propose { .. }
         | MetaRequest::Chunks { .. }
         | MetaRequest::Created { .. }
+        | MetaRequest::Views { .. }
+        | MetaRequest::Sealed { .. }
+        | MetaRequest::Kept { .. }
+        | MetaRequest::Snapshot { .. }
         | MetaRequest::Deleted { .. }
         | MetaRequest::Volumes { .. } => NodeId(0),
     }
@@ -40,7 +44,13 @@ fn sender(request: &MetaRequest) -> NodeId {
 
 /// Answered from the state: the state must be up to date.
 fn reads(request: &MetaRequest) -> bool {
-    matches!(request, MetaRequest::Chunks { .. } | MetaRequest::Volumes { .. })
+    matches!(
+        request,
+        MetaRequest::Chunks { .. }
+            | MetaRequest::Views { .. }
+            | MetaRequest::Snapshot { .. }
+            | MetaRequest::Volumes { .. }
+    )
 }
 
 impl NodeRpc {

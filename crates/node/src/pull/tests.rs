@@ -19,6 +19,8 @@ fn attempt(number: u64) -> Attempt {
         chunk: ChunkIndex(2),
         configuration: ConfigNumber(9),
         generation: Generation(1),
+        views: proto::Generations::new(),
+        head: true,
         source: place(1),
         source_process: ProcessNumber(11),
         target: place(2),

@@ -213,6 +213,7 @@ impl Metad {
                 MetaAnswer::Ok
             }
             MetaRequest::Volumes { .. } => MetaAnswer::Volumes(vec![]),
+            other => panic!("no snapshots in this world: {other:?}"),
         }
     }
     fn present(&self, branch: BranchId, chunks: &[ChunkIndex]) -> MetaAnswer {
@@ -270,8 +271,8 @@ impl Metad {
             epoch: v.epoch,
             kind,
             geometry: v.geometry,
-            generation: Generation::FIRST,
-            parent: None,
+            views: proto::BranchViews::plain(Generation::FIRST),
+            parents: vec![],
             min_in_sync: 2,
             wait_when_degraded: true,
             write_through: false,

@@ -3,12 +3,14 @@
 use super::*;
 use crate::configuration::{Configuration, Member, MemberState, Place};
 use crate::frame::{MAGIC, PROTOCOL, encode_hello, encode_refuse, encode_reply, encode_request};
+use crate::generations::Generations;
 use crate::ids::*;
 use crate::limits::{BLOCK, FRAME_HEADER};
 use crate::marks::{Marks, Version};
 use crate::message::*;
 use crate::record::RecordKind;
 use crate::units::{BlockRange, Geometry};
+use crate::views::ListIndex;
 use proptest::prelude::*;
 
 fn version() -> impl Strategy<Value = Version> {
@@ -79,6 +81,16 @@ fn write_record() -> impl Strategy<Value = (Record, Payload)> {
 fn view() -> impl Strategy<Value = View> {
     prop_oneof![Just(View::Head), any::<u32>().prop_map(|g| View::At(Generation(g)))]
 }
+/// A view, and one before it.
+fn view_after() -> impl Strategy<Value = (View, Generation)> {
+    prop_oneof![
+        any::<u32>().prop_map(|g| (View::Head, Generation(g))),
+        (1..u32::MAX).prop_map(|g| (View::At(Generation(g)), Generation(g / 2))),
+    ]
+}
+fn generations() -> impl Strategy<Value = Generations> {
+    prop::collection::vec(1..99u32, 0..9).prop_map(|v| v.into_iter().map(Generation).collect())
+}
 fn process() -> impl Strategy<Value = Option<ProcessNumber>> {
     prop::option::of(any::<u64>().prop_map(ProcessNumber))
 }
@@ -94,12 +106,14 @@ fn info() -> impl Strategy<Value = BranchInfo> {
     )
 }
 fn attempt() -> impl Strategy<Value = Attempt> {
-    (any::<u64>(), place(), place()).prop_map(|(n, source, target)| Attempt {
+    (any::<u64>(), generations(), place(), place()).prop_map(|(n, views, source, target)| Attempt {
         number: n,
         epoch: Epoch(3),
         chunk: ChunkIndex(4),
         configuration: ConfigNumber(n ^ 1),
-        generation: Generation(1),
+        generation: Generation(99),
+        views,
+        head: n % 5 != 0,
         source,
         source_process: ProcessNumber(n),
         target,
@@ -140,18 +154,25 @@ fn request_of() -> impl Strategy<Value = Request> {
         (view(), range(), any::<bool>(), process()).prop_map(|(view, range, media, source_process)| {
             Request::Read { view, range, media, source_process }
         }),
-        (view(), 0..65536u32, process()).prop_map(|(view, from, source_process)| Request::Manifest {
-            view,
-            from,
+        (view_after(), 0..65536u32, process()).prop_map(|((view, after), from, source_process)| {
+            Request::Manifest { view, after, from, source_process }
+        }),
+        (generations(), any::<bool>(), process()).prop_map(|(views, head, source_process)| Request::Digest {
+            views,
+            head,
             source_process
         }),
-        process().prop_map(|source_process| Request::Digest { source_process }),
+        (view_after(), range()).prop_map(|((view, after), range)| Request::Changes { view, after, range }),
+        (generations(), any::<bool>()).prop_map(|(views, head)| Request::Absent { views, head }),
+        Just(Request::Usage),
         (write_record(), version()).prop_map(|((record, payload), failed)| Request::Repair {
             record,
             payload,
             failed
         }),
-        (any::<u32>(), prop::option::of(range())).prop_map(|(want, probe)| Request::Credit { want, probe }),
+        (any::<u32>(), prop::option::of((1..9u32, range())))
+            .prop_map(|(want, probe)| (want, probe.map(|(g, r)| (Generation(g), r))))
+            .prop_map(|(want, probe)| Request::Credit { want, probe }),
         (view(), range()).prop_map(|(view, range)| Request::Map { view, range }),
         (view(), 0..9999u32).prop_map(|(view, e)| Request::Verify { view, first_extent: e, extents: 7 }),
         prop::collection::vec((any::<u64>(), any::<u32>()), 0..9).prop_map(|v| Request::Lease {
@@ -206,6 +227,16 @@ fn report() -> impl Strategy<Value = Report> {
         },
     )
 }
+fn usage() -> impl Strategy<Value = Usage> {
+    let view = any::<(u32, u64, u64)>().prop_map(|(g, seen, exclusive)| ViewUsage {
+        generation: Generation(g),
+        seen,
+        exclusive,
+    });
+    (any::<[u64; 3]>(), prop::collection::vec(view.clone(), 0..5), view).prop_map(
+        |([index, total, unseen], views, head)| Usage { index: ListIndex(index), total, unseen, views, head },
+    )
+}
 fn reply_of() -> impl Strategy<Value = Reply> {
     let (n, d) = (any::<u64>(), any::<u64>().prop_map(DriveId));
     prop_oneof![
@@ -245,6 +276,8 @@ fn reply_of() -> impl Strategy<Value = Reply> {
         any::<[u64; 2]>().prop_map(|[hash, extents]| Reply::Digest { hash, extents }),
         (any::<u32>(), any::<bool>()).prop_map(|(granted, allocated)| Reply::Credit { granted, allocated }),
         runs().prop_map(|runs| Reply::Map { runs }),
+        any::<bool>().prop_map(|any| Reply::Absence { any }),
+        usage().prop_map(Reply::Usage),
         (prop::collection::vec(any::<(u32, u64)>(), 0..5), any::<Vec<u32>>())
             .prop_map(|(extents, bad)| Reply::Verified { extents, bad }),
         [(); 2]
@@ -466,12 +499,23 @@ fn impossible_ranges_and_geometries_are_refused() {
         parent: None,
         generation: Generation(1),
     };
+    let manifest = |view, after, from| Request::Manifest { view, after, from, source_process: None };
     let requests = [
         (read, Kind::Read),
         (Request::Map { view: View::Head, range: BlockRange::new(1, 0) }, Kind::Map),
-        (Request::Credit { want: 1, probe: Some(far) }, Kind::Credit),
+        (Request::Credit { want: 1, probe: Some((Generation(1), far)) }, Kind::Credit),
         (Request::Verify { view: View::Head, first_extent: u32::MAX, extents: 1 }, Kind::Verify),
-        (Request::Manifest { view: View::Head, from: u32::MAX, source_process: None }, Kind::Manifest),
+        (manifest(View::Head, Generation(0), u32::MAX), Kind::Manifest),
+        (manifest(View::At(Generation(3)), Generation(3), 0), Kind::Manifest),
+        (
+            Request::Changes {
+                view: View::At(Generation(2)),
+                after: Generation(5),
+                range: BlockRange::new(0, 1),
+            },
+            Kind::Changes,
+        ),
+        (Request::Changes { view: View::Head, after: Generation(5), range: far }, Kind::Changes),
         (Request::Create { info, chunks: vec![] }, Kind::Create),
     ];
     for (request, kind) in requests {
@@ -514,7 +558,7 @@ fn the_header_has_its_fixed_places() {
         places,
         [
             (8, 17),
-            (10, 1),
+            (10, 2),
             (24, 2),
             (25, 1),
             (32, 0x11),

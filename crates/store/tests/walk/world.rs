@@ -718,6 +718,8 @@ impl World {
             chunk: ChunkIndex(chunk),
             configuration: ConfigNumber(1),
             generation: Generation(self.generation),
+            views: proto::Generations::new(),
+            head: true,
             source: place,
             source_process: ProcessNumber(1),
             target: place,

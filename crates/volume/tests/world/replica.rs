@@ -244,8 +244,8 @@ impl Drive {
                 vec![frame(Reply::Done)]
             }
             Request::Credit { want, probe } => {
-                let allocated =
-                    probe.is_some_and(|r| self.extent_version(scope.chunk.0, r.extent()) != Version::ZERO);
+                let allocated = probe
+                    .is_some_and(|(_, r)| self.extent_version(scope.chunk.0, r.extent()) != Version::ZERO);
                 let granted = if self.full { 0 } else { want };
                 vec![frame(Reply::Credit { granted, allocated })]
             }
