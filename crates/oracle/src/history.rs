@@ -11,6 +11,10 @@ pub struct OpId(pub u64);
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub struct VolumeNumber(pub u32);
 
+/// A snapshot, of one volume or of a group, as the history numbers it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+pub struct SnapshotNumber(pub u64);
+
 /// Registers `first .. first + count`; which unit they are is the log's own affair (blocks, or sectors).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Span {
@@ -95,6 +99,16 @@ pub enum Entry {
     LossPermitted {
         volume: VolumeNumber,
         span: Span,
+    },
+    /// A snapshot is asked for. What was acknowledged before is in it.
+    SnapshotAsked {
+        snapshot: SnapshotNumber,
+    },
+    /// It is there: what is asked from here on is not in it. The values that it holds, per volume and register; a
+    /// register that is not named is not judged.
+    SnapshotMade {
+        snapshot: SnapshotNumber,
+        volumes: Vec<(VolumeNumber, Vec<(u64, Value)>)>,
     },
     /// More is broken than is promised to survive: errors are permitted from here on (`true`), or no more.
     ErrorsPermitted {

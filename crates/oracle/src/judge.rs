@@ -1,6 +1,6 @@
 //! The judge: feeds a history's entries to the registers, online.
 
-use crate::history::{Entry, History, OpId, OpKind, Outcome, Span, VolumeNumber};
+use crate::history::{Entry, History, OpId, OpKind, Outcome, SnapshotNumber, Span, VolumeNumber};
 use crate::register::{Register, Stamp};
 use crate::violation::{Rule, Violation};
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,6 +14,8 @@ pub struct Counts {
     pub flush: u64,
     pub errors_permitted: u64,
     pub flushes: u64,
+    /// Registers of snapshots.
+    pub cuts: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -27,8 +29,8 @@ struct Op {
 }
 
 #[derive(Default, Debug)]
-struct Volume {
-    registers: BTreeMap<u64, Register>,
+pub(crate) struct Volume {
+    pub(crate) registers: BTreeMap<u64, Register>,
     /// The youngest client served, and since when.
     served: u32,
     served_at: Stamp,
@@ -39,15 +41,19 @@ struct Volume {
     /// Questions by client, for the deadlines of those that are replaced.
     unanswered: BTreeMap<Stamp, u32>,
     lossy: Vec<Span>,
+    /// When a loss was last permitted.
+    lossy_since: Stamp,
     errors_permitted: bool,
 }
 
 /// Judges a history as it happens.
 #[derive(Default, Debug)]
 pub struct Judge {
-    now: Stamp,
+    pub(crate) now: Stamp,
     ops: BTreeMap<OpId, Op>,
-    volumes: BTreeMap<VolumeNumber, Volume>,
+    pub(crate) volumes: BTreeMap<VolumeNumber, Volume>,
+    /// Snapshots asked for, and when.
+    pub(crate) snapshots: BTreeMap<SnapshotNumber, Stamp>,
     pub counts: Counts,
 }
 
@@ -67,7 +73,14 @@ impl Judge {
             Entry::Ask { op, volume, client, kind } => self.ask(op, volume, client, kind),
             Entry::Answer { op, outcome } => return self.answer(op, &outcome),
             Entry::Serves { volume, client } => self.serves(volume, client),
-            Entry::LossPermitted { volume, span } => self.volume(volume).lossy.push(span),
+            Entry::LossPermitted { volume, span } => {
+                let now = self.now;
+                let v = self.volume(volume);
+                v.lossy.push(span);
+                v.lossy_since = now;
+            }
+            Entry::SnapshotAsked { snapshot } => drop(self.snapshots.insert(snapshot, self.now)),
+            Entry::SnapshotMade { snapshot, volumes } => return self.snapshot_made(snapshot, &volumes),
             Entry::ErrorsPermitted { volume, permitted } => {
                 self.volume(volume).errors_permitted = permitted;
                 for op in self.ops.values_mut().filter(|o| o.volume == volume) {
@@ -78,7 +91,7 @@ impl Judge {
         Ok(())
     }
 
-    fn volume(&mut self, v: VolumeNumber) -> &mut Volume {
+    pub(crate) fn volume(&mut self, v: VolumeNumber) -> &mut Volume {
         self.volumes.entry(v).or_default()
     }
 
@@ -175,6 +188,20 @@ impl Judge {
             }
         }
         Ok(())
+    }
+
+    /// What was acknowledged before a snapshot was asked for is flushed, if nothing was lost in between.
+    pub(crate) fn flushed_by_snapshot(&mut self, volume: VolumeNumber, asked: Stamp) {
+        let v = self.volume(volume);
+        if v.lossy_since < asked {
+            v.flushed = v.flushed.max(asked);
+        }
+    }
+    /// True if the register's past is open: a loss is permitted, and nobody has been served since.
+    pub(crate) fn is_lossy(&self, volume: VolumeNumber, register: u64) -> bool {
+        self.volumes
+            .get(&volume)
+            .is_some_and(|v| v.lossy.iter().any(|s| (s.first..s.first + s.count).contains(&register)))
     }
 
     fn serves(&mut self, volume: VolumeNumber, client: u32) {

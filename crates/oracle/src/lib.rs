@@ -8,13 +8,14 @@
 //! any moment since it was sent (until its client was replaced), or never.
 #![forbid(unsafe_code)]
 
+mod cut;
 mod exact;
 pub mod history;
 pub mod judge;
 pub mod register;
 pub mod violation;
 
-pub use history::{Entry, History, OpId, OpKind, Outcome, VolumeNumber};
+pub use history::{Entry, History, OpId, OpKind, Outcome, SnapshotNumber, VolumeNumber};
 pub use judge::{Counts, Judge};
 pub use register::{Register, Stamp, Value, ZERO};
 pub use violation::{Rule, Violation};

@@ -307,6 +307,19 @@ impl Register {
         }
     }
 
+    /// The bounds that holding `value` sets to a moment: not before it was asked for, and not after the first answer of
+    /// what was asked when it was already done. Nothing is said of zeroes, which are written by many.
+    #[must_use]
+    pub fn bounds(&self, value: Value) -> Option<(Stamp, Stamp)> {
+        let i = match self.by_value.get(&value) {
+            Some(i) => *i,
+            None => (value != ZERO && self.writes[0].value == value).then_some(0)?,
+        };
+        let done = self.zone[i].map_or(NEVER, |z| z.first).min(self.writes[i].answered);
+        let after = self.writes.iter().filter(|w| w.asked > done).map(|w| w.answered);
+        Some((self.writes[i].asked, after.min().unwrap_or(NEVER)))
+    }
+
     /// For messages: the writes of this era.
     #[must_use]
     pub fn writes(&self) -> &[Write] {

@@ -10,6 +10,8 @@ pub enum Rule {
     Linearizable,
     /// After a power loss: older than a write that a completed flush covers, or two different pasts.
     Flush,
+    /// A snapshot is not what the volume held at one moment between its question and its answer.
+    Cut,
     /// A read returned bytes that nobody wrote there, or one block in pieces of two writes.
     Torn,
     /// An error that damage within the promises does not explain.
