@@ -38,6 +38,10 @@ pub struct BranchViews {
     pub index: ListIndex,
     /// The head's generation in Raft. A session writes an older one until it has drained and flushed that.
     pub head: Generation,
+    /// Sessions may have written this one and all above since the branch was last drained and flushed: the head, or
+    /// less while a seal is under way or after one was called off (a session that has not heard of that goes on with
+    /// the older one). Asked by `open()`.
+    pub unsealed: Generation,
     pub sealing: Option<Sealing>,
     /// Generations below the head that are kept: snapshots (also one that is being sealed) and fork points.
     pub kept: Generations,
@@ -54,16 +58,18 @@ impl BranchViews {
         BranchViews {
             index: ListIndex::default(),
             head,
+            unsealed: head,
             sealing: None,
             kept: Generations::new(),
             named: true,
             tied: false,
         }
     }
-    /// The least generation that is not sealed.
+    /// The least generation that is not sealed: replicas may differ in it and in all above. It is not always the one
+    /// below the head: a seal that was called off leaves the head where it is, and confirms nothing.
     #[must_use]
     pub fn open(&self) -> Generation {
-        self.sealing.map_or(self.head, |s| s.generation)
+        self.sealing.map_or(self.unsealed, |s| s.generation.min(self.unsealed))
     }
 }
 
@@ -75,9 +81,9 @@ pub struct KeepList {
     pub index: ListIndex,
     /// Replicas placed later are none of this list's business.
     pub placed: Incarnation,
-    /// All generations below are sealed.
+    /// All generations below are sealed: no session writes them any more.
     pub open: Generation,
-    /// The head's generation at `index`, `open` or the one above.
+    /// The head's generation at `index`: `open` or above.
     pub head: Generation,
     /// The head is a view.
     pub named: bool,
@@ -92,8 +98,7 @@ impl KeepList {
     /// What no metad says; from outside it must be asked.
     #[must_use]
     pub fn is_possible(&self) -> bool {
-        let gap = self.head.0.checked_sub(self.open.0);
-        self.open.0 > 0 && gap.is_some_and(|g| g <= 1) && self.kept.last().is_none_or(|g| g < self.head)
+        self.open.0 > 0 && self.open <= self.head && self.kept.last().is_none_or(|g| g < self.head)
     }
 }
 
@@ -119,6 +124,18 @@ mod tests {
     }
 
     #[test]
+    fn a_seal_that_was_called_off_leaves_generations_open() {
+        let mut v = BranchViews::plain(Generation(4));
+        assert_eq!(v.open(), Generation(4));
+        v.sealing = Some(Sealing { generation: Generation(3), group: false });
+        assert_eq!(v.open(), Generation(3));
+        v.unsealed = Generation(2);
+        assert_eq!(v.open(), Generation(2), "the one before was called off");
+        v.sealing = None;
+        assert_eq!(v.open(), Generation(2));
+    }
+
+    #[test]
     fn a_list_names_only_what_lies_below_the_head() {
         let list = |open, head, kept: &[u32]| KeepList {
             branch: BranchId(1),
@@ -132,7 +149,8 @@ mod tests {
         };
         assert!(list(3, 3, &[1, 2]).is_possible());
         assert!(list(2, 3, &[1, 2]).is_possible());
-        for bad in [list(0, 0, &[]), list(3, 2, &[]), list(1, 3, &[]), list(3, 3, &[3])] {
+        assert!(list(1, 3, &[1]).is_possible(), "after seals that were called off");
+        for bad in [list(0, 0, &[]), list(3, 2, &[]), list(3, 3, &[3])] {
             assert!(!bad.is_possible(), "{bad:?}");
         }
     }
