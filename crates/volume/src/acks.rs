@@ -78,7 +78,7 @@ impl Session {
         if let Some(op) = answer {
             self.end_op(op, Ok(Yield::Written(seq)));
         }
-        if self.opening() {
+        if self.opening() || self.seal.holds() {
             self.dirty = true;
         }
         moved

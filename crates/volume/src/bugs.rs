@@ -25,6 +25,12 @@ pub struct Bugs {
     pub no_hold_back: bool,
     /// Answers reads without looking at leases.
     pub no_lease_check: bool,
+    /// A seal switches to the next generation without drain and flush.
+    pub cut_misses_write: bool,
+    /// What a predecessor left in a generation that is being sealed is rewritten in the next one.
+    pub reconcile_into_new: bool,
+    /// A seal leaves the resync attempts under way alone.
+    pub seal_leaves_attempt: bool,
 }
 
 /// The switch: a constant false without the feature.

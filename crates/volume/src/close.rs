@@ -105,7 +105,9 @@ impl Session {
             || !self.ops.is_empty()
             || !self.lacking.is_empty()
             || !self.to_ask.is_empty()
-            || !self.asked.is_empty();
+            || !self.asked.is_empty()
+            || self.seal.busy()
+            || self.views_behind();
         let since = *self.idle_since.get_or_insert(self.now);
         let patient = self.now.since(since) < UNREACHED_FOR;
         if busy || self.work_left(patient) {

@@ -158,13 +158,6 @@ impl Session {
         }
     }
 
-    /// What metad says of the branch's generations: the newest counts.
-    pub(crate) fn views_told(&mut self, views: proto::BranchViews) {
-        if views.index > self.attached.views.index {
-            self.attached.views = views;
-        }
-    }
-
     /// The volume grew, and its new chunks have been made.
     pub(crate) fn resized(&mut self, geometry: proto::Geometry) {
         if geometry.size <= self.geometry.size {

@@ -7,9 +7,12 @@ use crate::session::{Session, What};
 use proto::Span;
 use proto::message::Request;
 
-/// Credits asked for at a time, and when more are asked for.
-const CREDITS: u32 = 256;
-const CREDITS_LOW: u32 = 96;
+/// Credits asked for at a time: twice as many as the last time if those were spent so soon, half as many if they
+/// lasted. (In a fresh generation every write takes a new extent.)
+const CREDITS_MIN: u32 = 256;
+const CREDITS_MAX: u32 = 4096;
+const SPENT_SOON: Span = Span::millis(50);
+const LASTED: Span = Span::secs(2);
 /// A drive that had no space is not asked for stock again before this.
 const FULL_FOR: Span = Span::secs(1);
 
@@ -18,7 +21,7 @@ impl Session {
     pub(crate) fn take_credits(&mut self, id: usize, chunk: u32) -> Option<Mask> {
         let c = &self.chunks[chunk as usize];
         let (required, fanout) = (c.required, c.fanout);
-        let probed = self.ops[id].probed;
+        let probed = self.ops[id].probed == Some(self.generation);
         let mut got = self.ops[id].credits;
         let mut missing = 0;
         for slot in slots(fanout & !got) {
@@ -30,7 +33,7 @@ impl Session {
             } else if required & bit(slot) != 0 {
                 missing |= bit(slot);
             }
-            if self.drives[drive].credits < CREDITS_LOW {
+            if self.drives[drive].credits < self.drives[drive].stock.max(CREDITS_MIN) * 3 / 8 {
                 self.ask_credits(drive);
             }
         }
@@ -53,15 +56,28 @@ impl Session {
         if d.credit_asked || self.now < d.full_until || !self.linked(drive) {
             return;
         }
-        self.drives[drive].credit_asked = true;
+        let d = &mut self.drives[drive];
+        d.credit_asked = true;
+        let since = self.now.since(d.stocked);
+        let stock = d.stock.max(CREDITS_MIN);
+        d.stock = if since < SPENT_SOON {
+            (stock * 2).min(CREDITS_MAX)
+        } else if since > LASTED {
+            (stock / 2).max(CREDITS_MIN)
+        } else {
+            stock
+        };
+        d.stocked = self.now;
+        let want = d.stock;
         let token = self.ask(drive, What::Credit { probe: None });
-        self.send_drive(drive, token, Request::Credit { want: CREDITS, probe: None });
+        self.send_drive(drive, token, Request::Credit { want, probe: None });
     }
 
     /// No stock: may these very blocks be written?
     fn probe(&mut self, id: usize, chunk: u32, missing: Mask) {
         let range = self.ops[id].piece.range;
         self.ops[id].no_space = false;
+        self.ops[id].probing = self.generation;
         let mut asked = 0;
         for slot in slots(missing) {
             let drive = self.chunks[chunk as usize].slots[slot].drive;
@@ -123,7 +139,7 @@ impl Session {
             self.return_credits(id);
             self.end_op(id, Err(GuestError::NoSpace));
         } else {
-            self.ops[id].probed = true;
+            self.ops[id].probed = Some(self.ops[id].probing);
             self.send_op(id);
         }
     }

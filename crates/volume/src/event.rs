@@ -48,7 +48,7 @@ pub enum Event {
     Down {
         drives: Vec<DriveId>,
     },
-    /// metad tells of the branch's generations.
+    /// metad tells that the branch's generations changed: the session asks.
     Views {
         views: BranchViews,
     },
@@ -145,4 +145,6 @@ pub enum WaitReason {
     Lease,
     /// Everything that can be reached is in doubt.
     Doubt,
+    /// The snapshot of a group: Raft has not said that all are drained, or that it is called off.
+    Sealing,
 }

@@ -77,6 +77,9 @@ impl Window {
 impl Session {
     /// Sends a guest's write, once there is space for it everywhere.
     pub(crate) fn send_op(&mut self, id: usize) {
+        if self.seal.holds() {
+            return self.seal.hold(id);
+        }
         let op = &self.ops[id];
         let (chunk, range) = (op.piece.chunk, op.piece.range);
         let (payload, fresh) = match &op.kind {

@@ -114,12 +114,21 @@ impl Session {
         self.raise_durable();
     }
 
-    /// Flushes that the session itself waits for: at the end of an opening and of a close, and of a target.
+    /// Flushes that the session itself waits for: at the end of an opening and of a close, for a seal, and of a target.
     fn want_for_phase(&mut self) {
         if self.phase == crate::session::Phase::Flushing || self.closing.flushing {
             for d in 0..self.drives.len() {
                 if self.drives[d].required > 0 && self.flushed_to(d) < self.version(self.seq) {
                     self.drives[d].want = self.seq.max(1);
+                }
+            }
+        }
+        if self.seal.busy()
+            && let Some(upto) = self.seal.flush_upto(self.seq, self.drained())
+        {
+            for d in 0..self.drives.len() {
+                if self.drives[d].required > 0 && self.flushed_to(d) < self.version(upto) {
+                    self.drives[d].want = self.drives[d].want.max(upto.max(1));
                 }
             }
         }
@@ -186,7 +195,7 @@ impl Session {
             }
         }
         self.flush_dirty = true;
-        if !self.attempts.is_empty() || self.phase != crate::session::Phase::Serving {
+        if !self.attempts.is_empty() || self.phase != crate::session::Phase::Serving || self.seal.busy() {
             self.dirty = true;
         }
     }
@@ -202,7 +211,7 @@ impl Session {
     }
 
     /// 4, Flush: while a session serves, a member in doubt raises none (a resync target does).
-    fn ignores_flush(&self, drive: usize) -> bool {
+    pub(crate) fn ignores_flush(&self, drive: usize) -> bool {
         let d = &self.drives[drive];
         self.serving()
             && d.doubt

@@ -25,6 +25,7 @@ mod reconcile;
 mod repair;
 pub mod request;
 mod resync;
+mod seal;
 mod session;
 mod status;
 mod verify;

@@ -69,6 +69,9 @@ pub(crate) struct Drive {
     /// Not to be asked for a flush before this.
     pub flush_after: Time,
     pub credits: u32,
+    /// How many are asked for at a time, and when that was.
+    pub stock: u32,
+    pub stocked: Time,
     /// Credits are asked for.
     pub credit_asked: bool,
     /// It had none to give; not asked again before this.

@@ -123,8 +123,9 @@ impl Session {
     }
 
     pub(crate) fn rewritten(&mut self) {
-        let rewrote = self.rewrites.count > 0;
-        if rewrote && !self.bugs.has(|b| b.serve_before_flush) {
+        // what is being sealed was perhaps never flushed by the predecessor
+        let must = self.rewrites.count > 0 || self.rewrites.seals();
+        if must && !self.bugs.has(|b| b.serve_before_flush) {
             self.flush_dirty = true;
             self.enter(Phase::Flushing);
         } else {
@@ -167,6 +168,11 @@ impl Session {
         }
         self.committed = self.seq;
         self.answered = self.seq;
+        // A predecessor may have written any generation up to the head of the attach; what was asked for since waits.
+        self.generation = self.generation.max(self.attached.views.open());
+        if self.rewrites.seals() {
+            self.seal.flushed_below(self.generation);
+        }
         let extents = std::mem::take(&mut self.rewrites).count;
         if extents > 0 {
             self.notice(Notice::Reconciled { extents });

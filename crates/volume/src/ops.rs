@@ -11,7 +11,7 @@ use crate::request::{GuestError, GuestOp, GuestReply, GuestRequest, ReadPiece};
 use crate::session::{Phase, Session};
 use proto::limits::{BLOCK, EXTENT};
 use proto::message::Run;
-use proto::{BlockRange, PageBuf, Payload, Ticket, Version};
+use proto::{BlockRange, Generation, PageBuf, Payload, Ticket, Version};
 
 /// A guest's request.
 #[derive(Debug)]
@@ -89,7 +89,9 @@ pub(crate) struct Op {
     pub outstanding: u32,
     /// Slots on whose drives a credit was got for it; no space was found somewhere.
     pub credits: Mask,
-    pub probed: bool,
+    /// It is known that the blocks can be written without a new extent: in this generation.
+    pub probed: Option<Generation>,
+    pub probing: Generation,
     pub no_space: bool,
     /// An answer was lost with its connection: ask again.
     pub lost: bool,
@@ -105,10 +107,11 @@ pub(crate) enum OpKind {
     Map(Vec<Run>),
     /// Answers of replicas: (slot, hashes of extents).
     Verify(Vec<(usize, Vec<(u32, u64)>)>, Vec<u32>),
-    /// A bad block on this slot, whose extent had this version.
+    /// A bad block on this slot, in a generation whose extent had this version.
     Repair {
         slot: usize,
         failed: Version,
+        generation: Generation,
     },
 }
 
@@ -125,7 +128,8 @@ impl Op {
             blockers: 0,
             outstanding: 0,
             credits: 0,
-            probed: false,
+            probed: None,
+            probing: Generation(0),
             no_space: false,
             lost: false,
             edges: [None, None],
@@ -459,6 +463,7 @@ impl Session {
         self.stalled.clear();
         self.answerable.clear();
         self.credit_waits.clear();
+        self.seal.clear();
         for t in tickets {
             self.complete(t, Err(error));
         }

@@ -193,6 +193,7 @@ impl Session {
         let Some((_, asked)) = self.asked.remove(&token) else { return };
         self.dirty = true;
         let unheard = matches!(answer, MetaAnswer::Unavailable);
+        let mut heard_views = false;
         match answer {
             MetaAnswer::Configurations { epoch, chunks, down } => {
                 if epoch != self.epoch {
@@ -206,6 +207,13 @@ impl Session {
             MetaAnswer::Created { configurations, placement } => {
                 return self.placement_answered(&configurations, placement);
             }
+            MetaAnswer::Views { epoch, views } => {
+                if epoch != self.epoch {
+                    return self.give_up(CloseReason::Fenced);
+                }
+                heard_views = true;
+                self.views_answered(views);
+            }
             MetaAnswer::Refused(MetaRefusal::OldEpoch { .. }) => return self.give_up(CloseReason::Fenced),
             MetaAnswer::Ok if matches!(asked, Asked::Detach) => return self.detached(),
             _ => {}
@@ -217,6 +225,7 @@ impl Session {
             // a change that metad told us of once is told no second time
             Asked::Chunks(chunks) if unheard => self.to_ask.extend(chunks),
             Asked::Chunks(_) => {}
+            Asked::Views(sealed) => self.views_heard(sealed, heard_views),
         }
     }
 

@@ -10,7 +10,7 @@ use crate::session::{Session, What};
 use proto::limits::BLOCK;
 use proto::message::{BlockState, Request, Run, View};
 use proto::record::Sum;
-use proto::{BlockRange, ChunkIndex, Generation, Payload, Refusal, Time, Version};
+use proto::{BlockRange, ChunkIndex, Payload, Refusal, Time, Version};
 
 /// Some blocks that were read.
 #[derive(Clone, Debug)]
@@ -20,7 +20,6 @@ pub(crate) struct Part {
     pub state: BlockState,
     pub payload: Option<Payload>,
     pub version: Version,
-    pub generation: Generation,
 }
 
 impl Part {
@@ -114,7 +113,6 @@ impl Session {
                 state: BlockState::Bad,
                 payload: None,
                 version: Version::ZERO,
-                generation: Generation(0),
             };
             self.fetches[g.fetch].parts.push(part);
             self.segment_done(g.fetch);
@@ -154,7 +152,7 @@ impl Session {
             first += run.count;
             if run.state == BlockState::Bad {
                 self.fetches[g.fetch].left += 1;
-                self.want_repair(chunk, range, slot, run.version);
+                self.want_repair(chunk, range, slot, run);
                 self.fetch_segment(Segment { fetch: g.fetch, range, tried: g.tried | bit(slot) });
                 continue;
             }
@@ -167,7 +165,6 @@ impl Session {
                 state: run.state,
                 payload: bytes,
                 version: run.version,
-                generation: run.generation,
             });
         }
         self.segment_done(g.fetch);

@@ -1,16 +1,25 @@
 //! Reconciliation (5.4): every range reported above committed (above D, if any replica is in doubt) is written
 //! anew, block by block from a replica not in doubt that has it, else from one that is, the highest version first.
+//!
+//! In its own generation, the oldest first: what is rewritten of a later one lies above what is settled beneath it.
+//! What is sealed is identical already. A generation below the open one that no snapshot keeps (its seal was called
+//! off, or the snapshot is gone) is no view of its own: what lies there is rewritten in the open one, as seen there.
 
 use crate::members::{Mask, bit, slots};
 use crate::session::{Phase, Session, TICK, What};
 use proto::limits::{BLOCK, BLOCKS_PER_EXTENT};
 use proto::message::{BlockState, Request, Run, View};
 use proto::record::Sum;
-use proto::{BlockRange, Map, Marks, PageBuf, Payload, Time, Version};
+use proto::{BlockRange, Generation, Map, Marks, PageBuf, Payload, Refusal, Time, Version};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// (chunk, extent).
-pub(crate) type Key = (u32, u32);
+/// An extent of a generation. In this order they are rewritten.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub(crate) struct Key {
+    generation: Generation,
+    pub chunk: u32,
+    extent: u32,
+}
 
 /// Extents rewritten at once.
 const PARALLEL: usize = 32;
@@ -39,9 +48,31 @@ pub(crate) struct Rewrites {
     /// Nothing is read again before this: a replica cannot be reached, or refused.
     paused: Time,
     pub count: u64,
+    /// The least generation that is not sealed, and the greatest below it that is.
+    open: Generation,
+    sealed: Generation,
+    /// The open one is being sealed: it is flushed in any case.
+    seals: bool,
+    under_way: Generation,
+    /// A seeded bug.
+    into_new: bool,
 }
 
 impl Rewrites {
+    pub fn open(&self) -> Generation {
+        self.open
+    }
+    pub fn seals(&self) -> bool {
+        self.seals
+    }
+    /// What was found there is of the generation that is being rewritten, not of one beneath.
+    fn belongs(&self, key: Key, found: Generation) -> bool {
+        if key.generation == self.open || self.into_new {
+            found > self.sealed
+        } else {
+            found == key.generation
+        }
+    }
     /// The link broke under its read, or there is none: from the first replica on, a little later (at once would
     /// be for ever, where the others answer from memory).
     pub fn again(&mut self, key: Key, now: Time) {
@@ -64,7 +95,12 @@ impl Session {
         let doubt = reports.iter().any(|&d| self.drives[d].doubt);
         let above = if doubt { durable } else { committed };
         self.said.raise(Marks { committed, durable });
-        self.rewrites = Rewrites::default();
+        let views = &self.attached.views;
+        let (open, seals) = (views.open(), views.sealing.is_some());
+        let sealed = views.kept.before(open).unwrap_or_default();
+        self.rewrites = Rewrites { open, sealed, seals, ..Rewrites::default() };
+        self.rewrites.into_new = self.bugs.has(|b| b.reconcile_into_new);
+        let into_new = self.rewrites.into_new.then_some(self.generation);
         for d in &mut self.drives {
             d.flushed = Version::ZERO;
         }
@@ -75,11 +111,15 @@ impl Session {
             for e in report.extents {
                 let Some(c) = self.chunks.get(e.chunk.0 as usize) else { continue };
                 let Some(slot) = c.slot_of(d).filter(|&s| c.required & bit(s) != 0) else { continue };
-                let key = (e.chunk.0, e.extent);
+                let generation = into_new.unwrap_or(e.generation.max(open));
+                let key = Key { generation, chunk: e.chunk.0, extent: e.extent };
+                // what is sealed is identical already
+                if e.generation <= sealed {
+                    continue;
+                }
                 let newest = self.rewrites.versions.entry((key, slot)).or_default();
                 *newest = e.version.max(*newest);
-                // what is sealed is identical already
-                if e.version > above && e.generation == self.generation {
+                if e.version > above {
                     self.rewrites.todo.insert(key);
                 }
             }
@@ -91,7 +131,12 @@ impl Session {
         if self.now < self.rewrites.paused {
             return;
         }
-        for key in self.rewrites.todo.clone() {
+        // the next generation when the one beneath is everywhere
+        let settled = self.rewrites.active.is_empty() && self.drained();
+        let under_way = if settled { None } else { Some(self.rewrites.under_way) };
+        let now = under_way.or(self.rewrites.todo.first().map(|k| k.generation)).unwrap_or_default();
+        self.rewrites.under_way = now;
+        for key in self.rewrites.todo.iter().copied().filter(|k| k.generation == now).collect::<Vec<_>>() {
             if self.rewrites.active.len() >= PARALLEL || self.window.len() >= PARALLEL * BLOCKS {
                 break;
             }
@@ -99,17 +144,14 @@ impl Session {
             self.rewrites.active.insert(key, Rewrite { tried: 0, blocks: [const { None }; BLOCKS] });
             self.rewrite_next(key);
         }
-        if self.rewrites.todo.is_empty()
-            && self.rewrites.active.is_empty()
-            && self.window.iter().all(|(_, w)| w.done)
-        {
+        if self.rewrites.todo.is_empty() && self.rewrites.active.is_empty() && self.drained() {
             self.rewritten();
         }
     }
 
     /// The replica to read an extent from next: not in doubt before in doubt, the highest version first.
     fn rewrite_source(&self, key: Key, tried: Mask) -> Option<usize> {
-        let c = &self.chunks[key.0 as usize];
+        let c = &self.chunks[key.chunk as usize];
         let lowest = self.bugs.has(|b| b.reconcile_lowest);
         let version = |s: usize| self.rewrites.versions.get(&(key, s)).copied().unwrap_or(Version::ZERO);
         let candidates = slots(c.required & !tried);
@@ -125,14 +167,15 @@ impl Session {
         let full = r.blocks.iter().all(Option::is_some);
         let source = if full { None } else { self.rewrite_source(key, r.tried) };
         let Some(slot) = source else { return self.rewrite(key) };
-        let drive = self.chunks[key.0 as usize].slots[slot].drive;
+        let drive = self.chunks[key.chunk as usize].slots[slot].drive;
         if !self.linked(drive) {
             return self.rewrites.again(key, self.now);
         }
         let token = self.ask(drive, What::Rewrite { key, slot });
-        let range = BlockRange::new(key.1 * BLOCKS_PER_EXTENT, BLOCKS_PER_EXTENT);
-        let request = Request::Read { view: View::Head, range, media: false, source_process: None };
-        self.send_slot(key.0, slot, token, request);
+        let range = BlockRange::new(key.extent * BLOCKS_PER_EXTENT, BLOCKS_PER_EXTENT);
+        let view = if key.generation >= self.generation { View::Head } else { View::At(key.generation) };
+        let request = Request::Read { view, range, media: false, source_process: None };
+        self.send_slot(key.chunk, slot, token, request);
     }
 
     pub(crate) fn rewrite_read(
@@ -143,7 +186,7 @@ impl Session {
         sums: &[Sum],
         payload: &Payload,
     ) {
-        let Some(r) = self.rewrites.active.get_mut(&key) else { return };
+        let Some(mut r) = self.rewrites.active.remove(&key) else { return };
         r.tried |= bit(slot);
         let data: usize = runs.iter().filter(|x| x.state == BlockState::Data).map(|x| x.count as usize).sum();
         let fits = runs.iter().map(|x| x.count).sum::<u32>() == BLOCKS_PER_EXTENT
@@ -162,29 +205,32 @@ impl Session {
                     // absent is never written; for a bad one the next replica is asked
                     BlockState::Absent | BlockState::Bad => None,
                 };
-                if r.blocks[block].is_none() {
+                if r.blocks[block].is_none() && self.rewrites.belongs(key, run.generation) {
                     r.blocks[block] = found;
                 }
                 block += 1;
             }
         }
+        self.rewrites.active.insert(key, r);
         self.rewrite_next(key);
         self.dirty = true;
     }
 
-    pub(crate) fn rewrite_refused(&mut self, key: Key, slot: usize) {
+    pub(crate) fn rewrite_refused(&mut self, key: Key, slot: usize, refusal: Refusal) {
         // the drive's own fault, or the replica's: it is dropped, or serves again; both are seen elsewhere
-        let drive = self.chunks[key.0 as usize].slots[slot].drive;
-        if self.linked(drive) {
-            self.lacks(key.0, slot);
+        let drive = self.chunks[key.chunk as usize].slots[slot].drive;
+        if refusal == Refusal::UnknownView {
+            // the seal was called off meanwhile
+            self.views_in_question();
+        } else if self.linked(drive) {
+            self.lacks(key.chunk, slot);
         }
         self.rewrites.again(key, self.now);
     }
 
     fn rewrite(&mut self, key: Key) {
         let Some(r) = self.rewrites.active.remove(&key) else { return };
-        let generation = self.generation;
-        let base = key.1 * BLOCKS_PER_EXTENT;
+        let base = key.extent * BLOCKS_PER_EXTENT;
         let mut i = 0;
         while i < BLOCKS {
             let Some(kind) = &r.blocks[i] else {
@@ -197,7 +243,7 @@ impl Session {
             let first = base + u32::try_from(i).expect("16 blocks");
             let range = BlockRange::new(first, u32::try_from(count).expect("16 blocks"));
             let payload = (!zero).then(|| join(&r.blocks[i..i + count]));
-            self.send_write(None, key.0, range, payload, generation, 0);
+            self.send_write(None, key.chunk, range, payload, key.generation, 0);
             i += count;
         }
         self.rewrites.count += 1;

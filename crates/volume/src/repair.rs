@@ -8,16 +8,17 @@ use crate::ops::{Op, OpKind, Yield};
 use crate::reads::{Part, Reader};
 use crate::session::{Session, What};
 use proto::limits::{BLOCK, BLOCKS_PER_EXTENT};
-use proto::message::{BlockState, Request};
+use proto::message::{BlockState, Request, Run};
 use proto::record::Sum;
-use proto::{BlockRange, ChunkIndex, KeyId, Payload, Record, RecordKind, Version};
+use proto::{BlockRange, ChunkIndex, KeyId, Payload, Record, RecordKind};
 
 /// Repairs under way at once.
 const REPAIRS: usize = 16;
 
 impl Session {
     /// A read met bad blocks on this replica.
-    pub(crate) fn want_repair(&mut self, chunk: u32, range: BlockRange, slot: usize, failed: Version) {
+    pub(crate) fn want_repair(&mut self, chunk: u32, range: BlockRange, slot: usize, bad: &Run) {
+        let (failed, generation) = (bad.version, bad.generation);
         for block in range.first..range.end() {
             if self.phase != crate::session::Phase::Serving
                 || self.repairs.len() >= REPAIRS
@@ -28,7 +29,7 @@ impl Session {
             let range = BlockRange::new(block, 1);
             let start = self.geometry.offset(ChunkIndex(chunk), block);
             let piece = Piece { kind: PieceKind::Write, chunk, range, start, len: BLOCK as u64 };
-            let id = self.ops.insert(Op::new(None, 0, piece, OpKind::Repair { slot, failed }));
+            let id = self.ops.insert(Op::new(None, 0, piece, OpKind::Repair { slot, failed, generation }));
             self.submit(id);
         }
     }
@@ -42,7 +43,9 @@ impl Session {
     /// The source has given the block; `None` or bad: there is none.
     pub(crate) fn repair_with(&mut self, id: usize, part: Option<Part>) {
         let piece = self.ops[id].piece;
-        let OpKind::Repair { slot, failed } = self.ops[id].kind else { unreachable!("started as a repair") };
+        let OpKind::Repair { slot, failed, generation } = self.ops[id].kind else {
+            unreachable!("started as a repair")
+        };
         let member = self.chunks[piece.chunk as usize].set & bit(slot) != 0;
         let usable = part.filter(|p| matches!(p.state, BlockState::Data | BlockState::Zero));
         let (Some(part), true) = (usable, member) else { return self.repaired(id, false) };
@@ -60,7 +63,8 @@ impl Session {
             chunk: ChunkIndex(piece.chunk),
             range: piece.range,
             version: part.version,
-            generation: part.generation,
+            // where it is bad: the source may store the same view in another
+            generation,
             incarnation: s.place.incarnation,
             key: KeyId(0),
             sums,

@@ -159,6 +159,9 @@ impl Session {
 
     /// Begins attempts, and lets go of members that leave.
     fn begin_attempts(&mut self) {
+        if self.seal.bars_attempts() && !self.bugs.has(|b| b.seal_leaves_attempt) {
+            return;
+        }
         let most = if self.requests.is_empty() { PARALLEL_IDLE } else { PARALLEL_BUSY };
         let from = self.scan_from;
         let around: Vec<u32> =
@@ -218,7 +221,7 @@ impl Session {
             chunk: ChunkIndex(chunk),
             configuration: c.number,
             generation: self.generation,
-            views: self.attached.views.kept.clone(),
+            views: self.attached.views.kept.below(self.generation),
             head: self.attached.views.named,
             source: c.slots[source].place,
             source_process,
@@ -293,7 +296,7 @@ impl Session {
             chunk: ChunkIndex(chunk),
             configuration: c.number,
             generation: self.generation,
-            views: self.attached.views.kept.clone(),
+            views: self.attached.views.kept.below(self.generation),
             head: self.attached.views.named,
             source: c.slots[source].place,
             source_process,
@@ -319,6 +322,10 @@ impl Session {
         };
         let (chunk, target) = (a.chunk, a.target);
         self.drop_attempt(chunk);
+        if refusal == Refusal::UnknownView {
+            // what the source keeps is not what this session takes for kept
+            self.views_in_question();
+        }
         let wait = if refusal == Refusal::NoSpace { RETRY_FULL } else { RETRY_FAILED };
         self.chunks[chunk as usize].slots[target].retry = self.now + wait;
     }

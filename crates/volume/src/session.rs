@@ -3,7 +3,7 @@
 //! Owns everything that is decided about one branch: versions, marks, membership, the guest's requests. Never
 //! touches a socket, a drive or a clock. The rules stand in the rooms: `ops` and `ordering` (hold-back), `fanout`
 //! and `acks` (5.1), `flush`, `reads` (5.5), `links` (retries), `fail` and `propose` (3, 5.2), `resync` (5.3),
-//! `opening` and `reconcile` (5.4, 5.6), `repair` (5.8), `create`, `close`.
+//! `opening` and `reconcile` (5.4, 5.6), `repair` (5.8), `seal` (6), `create`, `close`.
 
 use crate::bugs::Seeded;
 use crate::event::{CloseReason, Effect, Event, Leases, Notice, WaitReason};
@@ -91,7 +91,7 @@ pub(crate) enum What {
         op: usize,
     },
     Rewrite {
-        key: (u32, u32),
+        key: crate::reconcile::Key,
         slot: usize,
     },
     /// Whether a drive serves again.
@@ -105,6 +105,8 @@ pub(crate) enum Asked {
     Chunks(Vec<u32>),
     Created,
     Detach,
+    /// The branch's generations; and that this one is drained and flushed.
+    Views(Option<Generation>),
 }
 
 pub struct Session {
@@ -189,6 +191,7 @@ pub struct Session {
     pub(crate) scan_from: u32,
 
     pub(crate) fence: u32,
+    pub(crate) seal: crate::seal::Seal,
     pub(crate) rewrites: crate::reconcile::Rewrites,
     pub(crate) creation: crate::create::Creation,
     pub(crate) repairs: BTreeSet<(u32, u32, usize)>,
@@ -265,6 +268,7 @@ impl Session {
             resync: crate::resync::Progress::default(),
             scan_from: 0,
             fence: 1,
+            seal: crate::seal::Seal::new(),
             rewrites: crate::reconcile::Rewrites::default(),
             creation: crate::create::Creation::default(),
             repairs: BTreeSet::new(),
@@ -315,7 +319,7 @@ impl Session {
                 self.down = drives.into_iter().collect();
                 self.dirty = true;
             }
-            Event::Views { views } => self.views_told(views),
+            Event::Views { views } => self.views_told(&views),
             Event::Resized { geometry } => self.resized(geometry),
             Event::Revoked { node: _, epoch } => {
                 if epoch > self.epoch {
@@ -339,7 +343,11 @@ impl Session {
     /// When `Wake` is wanted; `Time::FAR` when nothing has a deadline.
     #[must_use]
     pub fn next_wake(&self) -> Time {
-        if self.phase == Phase::Closed || !self.has_deadlines() { Time::FAR } else { self.next_tick }
+        if self.phase == Phase::Closed || !self.has_deadlines() {
+            Time::FAR
+        } else {
+            self.next_tick.min(self.seal.wake())
+        }
     }
 
     /// Pushes whatever can be pushed. Cheap when nothing changed.
@@ -352,6 +360,7 @@ impl Session {
             }
             self.next_tick = self.now + TICK;
         }
+        self.dirty |= self.now >= self.seal.wake();
         let mut rounds = 0;
         loop {
             self.run_ready();
@@ -389,6 +398,7 @@ impl Session {
         if self.phase == Phase::Closed {
             return;
         }
+        self.push_seal();
         self.push_resync(leases);
         self.push_proposals();
         self.grow();
@@ -412,6 +422,8 @@ impl Session {
             || !self.to_ask.is_empty()
             || !self.attempts.is_empty()
             || !self.waits.is_empty()
+            || self.seal.busy()
+            || self.views_behind()
             || self.attached.kind == SessionKind::Maintenance
             || self.marks_untold()
             || self.anything_suspect()

@@ -22,6 +22,7 @@ impl WaitReason {
             WaitReason::Evidence => "evidence",
             WaitReason::Lease => "lease",
             WaitReason::Doubt => "doubt",
+            WaitReason::Sealing => "sealing",
         }
     }
 }
@@ -168,7 +169,7 @@ impl Session {
             .collect();
         format!(
             "{:?} undecided {undecided:?} drives (serving failed doubt overdue slow want) {drives:?} pending {:?} \
-             asked {:?} attempts {:?} window {} requests {} arrivals {} flushes {:?} seq {} ops {:?}",
+             asked {:?} attempts {:?} window {} requests {} arrivals {} flushes {:?} seq {} seal {:?} generation {:?} views {:?} ops {:?}",
             self.phase,
             self.pending,
             self.asked,
@@ -178,6 +179,9 @@ impl Session {
             self.arrivals.len(),
             self.flushes,
             self.seq,
+            self.seal,
+            self.generation,
+            self.attached.views,
             self.ops.iter().take(3).collect::<Vec<_>>(),
         )
     }
@@ -226,6 +230,7 @@ impl Session {
             (WaitReason::Undecided, undecided),
             (WaitReason::MinInSync, min),
             (WaitReason::Lease, lease),
+            (WaitReason::Sealing, self.held_since().is_some_and(worth)),
         ];
         for (i, (reason, is)) in (0u8..).zip(now) {
             match (is, self.waits.contains_key(&i)) {
@@ -259,6 +264,7 @@ impl Session {
                 "chunk {i} has a member"
             );
         }
+        self.check_seal();
         if self.phase == Phase::Closed {
             assert!(self.requests.is_empty() && self.flushes.is_empty() && self.arrivals.is_empty());
         }

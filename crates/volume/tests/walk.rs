@@ -122,6 +122,37 @@ fn fault(w: &mut World) {
     }
 }
 
+/// Snapshots are asked for, called off, deleted; who should hear of it hears it, or does not, or too late.
+fn snapshots(w: &mut World) {
+    match w.rng.below(10) {
+        0..=2 => {
+            let group = w.rng.chance(30);
+            w.snapshot(group);
+        }
+        3 => w.metad.decide(),
+        4 if w.rng.chance(50) => w.metad.cancel(),
+        5 => {
+            let kept: Vec<Generation> = w.metad.views().kept.iter().collect();
+            if let Some(&g) = kept.get(w.rng.below(kept.len().max(1))) {
+                w.metad.delete(g);
+            }
+        }
+        6 => {
+            let views = w.metad.views().clone();
+            let n = NodeId(1 + u32::try_from(w.rng.below(4)).unwrap());
+            w.nodes.get_mut(&n).unwrap().drives[0].obey(&views);
+        }
+        _ => {
+            let alive: Vec<usize> = (0..w.hosts.len()).filter(|&h| w.hosts[h].closed.is_none()).collect();
+            if !alive.is_empty() {
+                let h = alive[w.rng.below(alive.len())];
+                w.push_views(h);
+            }
+        }
+    }
+    w.take_images();
+}
+
 fn step(w: &mut World, faults: u64) {
     let pause = w.rng.below(10);
     w.now = w.now + Span::millis(if pause == 0 { w.rng.next() % 200 } else { w.rng.next() % 4 });
@@ -129,6 +160,7 @@ fn step(w: &mut World, faults: u64) {
     let n = NodeId(1 + u32::try_from(w.rng.below(4)).unwrap());
     match w.rng.below(20) {
         0..=3 => guest(w),
+        4 if w.rng.chance(20) => snapshots(w),
         4 if w.rng.chance(faults) => fault(w),
         4 => {
             let lose = faults > 0 && w.rng.chance(20);
@@ -173,10 +205,13 @@ fn walk(seed: u64, steps: usize, faults: u64, bugs: Bugs) -> Result<World, Strin
     w.bugs = bugs;
     w.judge.zeroed = (CHUNK_BLOCKS - 64..CHUNK_BLOCKS).collect();
     w.attach(NodeId(1), SessionKind::Guest);
-    for _ in 0..steps {
+    for i in 0..steps {
         step(&mut w, faults);
         w.invariant()?;
         w.same()?;
+        if i % 16 == 0 {
+            w.frozen()?;
+        }
     }
     w.judge.linearizable()?;
     // faults stop
@@ -192,12 +227,15 @@ fn walk(seed: u64, steps: usize, faults: u64, bugs: Bugs) -> Result<World, Strin
         w.calm_round();
         w.invariant()?;
         w.same()?;
+        w.metad.decide();
+        w.take_images();
         if newest(&w).is_none_or(|h| w.hosts[h].epoch != w.metad.epoch) {
             w.attach(NodeId(2), SessionKind::Guest);
         }
         let rest = newest(&w).is_some_and(|h| w.hosts[h].session.is_serving())
             && w.metad.chunks.iter().all(|c| c.in_sync_count() == 3)
             && w.judge.open().is_empty()
+            && w.metad.views().sealing.is_none()
             && w.nodes.values().all(|n| n.drives.iter().all(|d| !d.doubt));
         if rest {
             break;
@@ -218,6 +256,7 @@ fn walk(seed: u64, steps: usize, faults: u64, bugs: Bugs) -> Result<World, Strin
         return Err(format!("the last reads do not end: {}", describe(&w)));
     }
     w.same()?;
+    w.frozen()?;
     w.judge.linearizable()?;
     Ok(w)
 }
@@ -270,18 +309,19 @@ fn again() {
 #[ignore = "by hand"]
 fn many() {
     let (n, from) = (number("WALKS", 200), number("FROM", 0));
-    let (mut done, mut promoted, mut epochs, mut reconciled) = (0, 0, 0, 0);
+    let (mut done, mut promoted, mut epochs, mut reconciled, mut sealed) = (0, 0, 0, 0, 0);
     for seed in from..from + n {
         let r = std::panic::catch_unwind(|| walk(seed, 3000, 10 + seed % 60, Bugs::default()));
         let w = r.unwrap_or_else(|_| panic!("seed {seed}")).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
         done += w.judge.completed;
         epochs += w.metad.epoch.0;
+        sealed += w.images.len();
         let all = || w.hosts.iter().flat_map(|h| &h.notices);
         promoted += all().filter(|n| matches!(n, Notice::Promoted { .. })).count();
         reconciled += all().filter(|n| matches!(n, Notice::Reconciled { .. })).count();
     }
     println!(
-        "{n} walks: {done} answers, {epochs} epochs, {promoted} promotions, {reconciled} reconciliations"
+        "{n} walks: {done} answers, {epochs} epochs, {promoted} promotions, {reconciled} reconciliations, {sealed} snapshots"
     );
 }
 
@@ -328,6 +368,9 @@ mod bites {
         serve_before_flush,
         read_unacknowledged,
         no_hold_back,
-        no_lease_check
+        no_lease_check,
+        cut_misses_write,
+        reconcile_into_new,
+        seal_leaves_attempt
     );
 }

@@ -98,6 +98,35 @@ impl Judge {
             .collect()
     }
 
+    /// Something that is not a guest's happens now.
+    pub fn moment(&mut self) -> u64 {
+        self.tick()
+    }
+
+    /// A snapshot asked for at `asked` and sealed now: of each block a value that was not overwritten by anything
+    /// answered before it was asked for, and not written after now.
+    pub fn cut(&mut self, asked: u64, image: &BTreeMap<u64, u64>) {
+        let now = self.tick();
+        let mut writes: BTreeMap<u64, Vec<(u64, u64, u64)>> = BTreeMap::new();
+        for o in self.ops.values() {
+            let Kind::Write(values) = &o.kind else { continue };
+            let end = if matches!(o.result, Some(Ok(_))) { o.ended.unwrap_or(u64::MAX) } else { u64::MAX };
+            for (i, v) in values.iter().enumerate() {
+                writes.entry(o.first + i as u64).or_default().push((*v, o.begun, end));
+            }
+        }
+        for (block, list) in writes.iter().filter(|(b, _)| !self.zeroed.contains(b)) {
+            let is = image.get(block).copied().unwrap_or(0);
+            let own = list.iter().find(|w| w.0 == is).copied().unwrap_or((0, 0, 0));
+            assert!(is == own.0 && own.1 < now, "block {block}: {is} in a snapshot, from nowhere");
+            let missed = list.iter().find(|w| w.1 > own.2 && w.2 < asked);
+            assert!(
+                missed.is_none(),
+                "block {block}: {is} in a snapshot, {missed:?} was answered before {asked}"
+            );
+        }
+    }
+
     pub fn linearizable(&self) -> Result<(), String> {
         // per (block, value): (invocation, response) of every operation that wrote or read it
         let mut seen: BTreeMap<(u64, u64), Vec<(u64, u64)>> = BTreeMap::new();

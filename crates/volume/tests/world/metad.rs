@@ -11,6 +11,10 @@ pub struct Metad {
     pub attached: Attached,
     pub detached_clean: bool,
     pub failed_at_creation: Vec<DriveId>,
+    /// Of a group: its member is drained.
+    pub drained: bool,
+    /// Generations that were sealed, until the world has taken their images.
+    pub sealed: Vec<Generation>,
 }
 
 pub fn place(node: u32, incarnation: u64) -> Place {
@@ -53,6 +57,64 @@ impl Metad {
             attached,
             detached_clean: false,
             failed_at_creation: vec![],
+            drained: false,
+            sealed: vec![],
+        }
+    }
+
+    pub fn views(&self) -> &BranchViews {
+        &self.attached.views
+    }
+
+    fn changed(&mut self) -> &mut BranchViews {
+        let views = &mut self.attached.views;
+        views.index = ListIndex(views.index.0 + 1);
+        views
+    }
+
+    /// A snapshot is asked for. False: one is under way.
+    pub fn seal(&mut self, group: bool) -> bool {
+        if self.views().sealing.is_some() {
+            return false;
+        }
+        self.drained = false;
+        let views = self.changed();
+        let generation = views.head;
+        views.sealing = Some(Sealing { generation, group });
+        views.kept.insert(generation);
+        views.head = Generation(generation.0 + 1);
+        true
+    }
+
+    /// The seal is called off.
+    pub fn cancel(&mut self) {
+        if let Some(s) = self.views().sealing {
+            let views = self.changed();
+            views.sealing = None;
+            views.kept.remove(s.generation);
+        }
+    }
+
+    /// All of the group are drained.
+    pub fn decide(&mut self) {
+        if let Some(s) = self.views().sealing.filter(|_| self.drained) {
+            self.changed().sealing = None;
+            self.sealed.push(s.generation);
+        }
+    }
+
+    pub fn delete(&mut self, g: Generation) {
+        if self.views().sealing.is_none_or(|s| s.generation != g) {
+            self.changed().kept.remove(g);
+        }
+    }
+
+    fn confirm(&mut self, generation: Generation) {
+        if let Some(s) = self.views().sealing.filter(|s| s.generation == generation) {
+            self.drained = true;
+            if !s.group {
+                self.decide();
+            }
         }
     }
 
@@ -92,8 +154,18 @@ impl Metad {
                     return MetaAnswer::Refused(MetaRefusal::OldEpoch { epoch: self.epoch });
                 }
                 self.detached_clean = *clean;
+                if let Some(s) = self.views().sealing.filter(|_| *clean) {
+                    self.confirm(s.generation);
+                }
                 MetaAnswer::Ok
             }
+            MetaRequest::Sealed { epoch, generation, .. } => {
+                if *epoch == self.epoch {
+                    self.confirm(*generation);
+                }
+                MetaAnswer::Views { epoch: self.epoch, views: self.views().clone() }
+            }
+            MetaRequest::Views { .. } => MetaAnswer::Views { epoch: self.epoch, views: self.views().clone() },
             other => panic!("not said by a session: {other:?}"),
         }
     }

@@ -9,7 +9,7 @@ pub mod replica;
 use judge::Judge;
 use metad::Metad;
 use proto::control::SessionKind;
-use proto::message::{DriveHello, Reply, ReplyFrame, RequestFrame};
+use proto::message::{DriveHello, Reply, ReplyFrame, RequestFrame, View};
 use proto::*;
 use replica::Drive;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -85,6 +85,10 @@ pub struct World {
     pub clean: bool,
     /// A node cut off from the others.
     pub cut: Option<NodeId>,
+    /// Values of each sealed view, as they were when it was confirmed.
+    pub images: BTreeMap<Generation, BTreeMap<(u32, u32), u64>>,
+    /// When the seal under way was asked for.
+    pub asked: u64,
 }
 
 impl World {
@@ -103,6 +107,8 @@ impl World {
             questions: VecDeque::new(),
             clean: false,
             cut: None,
+            images: BTreeMap::new(),
+            asked: 0,
         };
         for n in 1..=nodes {
             let mut d = Drive::new(DriveId(u64::from(n) * 10));
@@ -376,7 +382,75 @@ impl World {
             self.metad.apply(self.hosts[h].epoch, &request)
         };
         let answer = if lose { control::MetaAnswer::Unavailable } else { answer };
+        self.take_images();
         self.event(h, Event::Meta { token, answer });
+    }
+
+    /// A snapshot is asked for.
+    pub fn snapshot(&mut self, group: bool) -> bool {
+        let asked = self.metad.seal(group);
+        if asked {
+            self.asked = self.judge.moment();
+        }
+        asked
+    }
+
+    /// metad's watch tells a session that there is news.
+    pub fn push_views(&mut self, h: usize) {
+        let views = self.metad.views().clone();
+        self.event(h, Event::Views { views });
+    }
+
+    /// What was sealed just now: the same on all in-sync replicas, flushed there, and a cut of what the guest did.
+    pub fn take_images(&mut self) {
+        for g in std::mem::take(&mut self.metad.sealed) {
+            let view = View::At(g);
+            let mut image = BTreeMap::new();
+            for (chunk, c) in (0..).zip(&self.metad.chunks) {
+                for d in c.in_sync().filter_map(|m| self.find(m.place.drive)) {
+                    for b in d.now.keys().filter(|k| k.0 == chunk).map(|k| k.1) {
+                        let v = *image.entry((chunk, b)).or_insert(d.value_at(chunk, b, view));
+                        assert_eq!(
+                            d.value_at(chunk, b, view),
+                            v,
+                            "{g}: chunk {chunk} block {b} of {:?}",
+                            d.id
+                        );
+                        let lost = d.stable_at(chunk, b, view) != v && !d.doubt;
+                        assert!(!lost, "{g}: chunk {chunk} block {b} of {:?} is not flushed", d.id);
+                    }
+                }
+            }
+            let blocks = u64::from(self.hosts.last().map_or(1, |h| h.session.geometry().chunk_blocks()));
+            let flat = image.iter().map(|((c, b), v)| (u64::from(*c) * blocks + u64::from(*b), *v)).collect();
+            self.judge.cut(self.asked, &flat);
+            self.images.insert(g, image);
+        }
+    }
+
+    fn find(&self, drive: DriveId) -> Option<&Drive> {
+        self.nodes.values().flat_map(|n| &n.drives).find(|d| d.id == drive)
+    }
+
+    /// FROZEN: what is sealed never changes, on no replica that Raft calls in-sync.
+    pub fn frozen(&self) -> Result<(), String> {
+        for (g, image) in self.images.iter().filter(|(g, _)| self.metad.views().kept.contains(**g)) {
+            for (chunk, c) in (0..).zip(&self.metad.chunks) {
+                for d in c.in_sync().filter_map(|m| self.find(m.place.drive)) {
+                    for b in d.now.keys().filter(|k| k.0 == chunk).map(|k| k.1) {
+                        let is = d.value_at(chunk, b, View::At(*g));
+                        let was = image.get(&(chunk, b)).copied().unwrap_or(0);
+                        if is != was {
+                            return Err(format!(
+                                "{g}: chunk {chunk} block {b} of {:?}: {is}, was {was}",
+                                d.id
+                            ));
+                        }
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 
     pub fn wake(&mut self) {
@@ -421,6 +495,14 @@ impl World {
         }
         for _ in 0..4 {
             self.metad_step(false);
+        }
+        // heartbeats show who has not heard of a seal
+        let head = self.metad.views().head;
+        let behind = |x: &Host| x.closed.is_none() && x.session.generation() < head;
+        if self.now.0 % 100_000_000 < 5_000_000 {
+            for h in (0..self.hosts.len()).filter(|&h| behind(&self.hosts[h])).collect::<Vec<_>>() {
+                self.push_views(h);
+            }
         }
         self.wake();
     }

@@ -19,6 +19,9 @@ pub struct Pulling {
     pub source_process: u64,
     pub listed: bool,
     pub written: BTreeSet<u32>,
+    pub views: Vec<Generation>,
+    /// The view before the one that is being pulled.
+    pub after: Generation,
     pub need: Option<Vec<u32>>,
     pub got: Option<(u32, Block)>,
     pub moved: u64,
@@ -31,9 +34,12 @@ pub struct Block {
     pub bad: bool,
     pub payload: Option<Payload>,
     pub version: Version,
+    pub generation: Generation,
 }
 
 pub type Blocks = BTreeMap<(u32, u32), Block>;
+/// By generation, too.
+pub type Layers = BTreeMap<(u32, u32, Generation), Block>;
 
 #[derive(Clone)]
 pub struct Drive {
@@ -43,6 +49,11 @@ pub struct Drive {
     pub records: BTreeSet<(u32, Incarnation)>,
     pub now: BTreeMap<(u32, u32), Block>,
     pub stable: BTreeMap<(u32, u32), Block>,
+    /// What `now` and `stable` hide: older generations of the same blocks.
+    pub older: Layers,
+    pub older_stable: Layers,
+    /// Generations that its keep-list does not name.
+    pub withdrawn: BTreeSet<Generation>,
     pub marks: Marks,
     pub marks_stable: Marks,
     pub doubt: bool,
@@ -50,7 +61,7 @@ pub struct Drive {
     pub fencing: Option<(u64, u64, Epoch, u32)>,
     pub attempts: BTreeMap<u32, Pulling>,
     /// The flush under way: what it will cover, and who asked.
-    pub flush: Option<(Blocks, Marks)>,
+    pub flush: Option<(Blocks, Layers, Marks)>,
     pub flush_number: u64,
     pub flush_wanted: Vec<(u64, u64, u64)>,
     pub self_flush: bool,
@@ -68,6 +79,9 @@ impl Drive {
             records: BTreeSet::new(),
             now: BTreeMap::new(),
             stable: BTreeMap::new(),
+            older: Layers::new(),
+            older_stable: Layers::new(),
+            withdrawn: BTreeSet::new(),
             marks: Marks::default(),
             marks_stable: Marks::default(),
             doubt: false,
@@ -107,35 +121,89 @@ impl Drive {
 
     /// Any subset of what is not flushed survives.
     pub fn power_loss(&mut self, rng: &mut Rng) {
-        let keys: Vec<(u32, u32)> = self.now.keys().copied().collect();
-        for k in keys {
-            if self.stable.get(&k) != self.now.get(&k) && rng.chance(70) {
-                match self.stable.get(&k) {
-                    Some(b) => self.now.insert(k, b.clone()),
-                    None => self.now.remove(&k),
+        let (mut all, stable) = (flat(&self.now, &self.older), flat(&self.stable, &self.older_stable));
+        for k in all.keys().copied().collect::<Vec<_>>() {
+            if stable.get(&k) != all.get(&k) && rng.chance(70) {
+                match stable.get(&k) {
+                    Some(b) => all.insert(k, b.clone()),
+                    None => all.remove(&k),
                 };
             }
         }
+        self.now.clear();
+        self.older.clear();
+        for (k, b) in all {
+            self.put(k, b);
+        }
         self.stable = self.now.clone();
+        self.older_stable = self.older.clone();
         self.marks = self.marks_stable;
         self.doubt = true;
     }
 
+    /// A block of a generation: what is newer hides it.
+    fn put(&mut self, (chunk, block, g): (u32, u32, Generation), b: Block) {
+        let b = Block { generation: g, ..b };
+        match self.now.get(&(chunk, block)) {
+            Some(x) if x.generation > g => drop(self.older.insert((chunk, block, g), b)),
+            _ => {
+                let before = self.now.insert((chunk, block), b);
+                if let Some(x) = before.filter(|x| x.generation < g) {
+                    self.older.insert((chunk, block, x.generation), x);
+                }
+            }
+        }
+    }
+
+    /// A block as a view sees it.
+    pub fn seen(&self, chunk: u32, block: u32, view: View) -> Option<&Block> {
+        seen(&self.now, &self.older, chunk, block, view)
+    }
+
+    pub fn value_at(&self, chunk: u32, block: u32, view: View) -> Value {
+        self.seen(chunk, block, view).map_or(0, Block::value)
+    }
+
+    /// What a flush has reached.
+    pub fn stable_at(&self, chunk: u32, block: u32, view: View) -> Value {
+        seen(&self.stable, &self.older_stable, chunk, block, view).map_or(0, Block::value)
+    }
+
+    /// A keep-list: what no view sees any more is freed.
+    pub fn obey(&mut self, views: &BranchViews) {
+        for g in (1..views.open().0).map(Generation).filter(|g| !views.kept.contains(*g)) {
+            self.withdrawn.insert(g);
+            let unseen: Vec<_> = self.older.keys().copied().filter(|k| k.2 == g).collect();
+            for k in unseen {
+                let next = self.older.range(k..).nth(1).filter(|n| n.0.0 == k.0 && n.0.1 == k.1);
+                let hides = next.map_or(self.now[&(k.0, k.1)].generation, |n| n.0.2);
+                if views.kept.at_or_above(g).is_none_or(|kept| kept >= hides) {
+                    self.older.remove(&k);
+                }
+            }
+        }
+    }
+
     /// The version of an extent is the highest applied since it was last pulled.
-    fn extent_version(&self, chunk: u32, extent: u32) -> Version {
+    fn extent_version(&self, chunk: u32, extent: u32, g: Generation) -> Version {
         let blocks = extent * 16..extent * 16 + 16;
-        blocks.filter_map(|b| self.now.get(&(chunk, b))).map(|b| b.version).max().unwrap_or_default()
+        let of = |b: u32| match self.now.get(&(chunk, b)) {
+            Some(x) if x.generation == g => Some(x.version),
+            _ => self.older.get(&(chunk, b, g)).map(|x| x.version),
+        };
+        blocks.filter_map(of).max().unwrap_or_default()
     }
 
     pub fn report(&self, fence: u32) -> Report {
-        let extents: BTreeSet<(u32, u32)> = self.now.keys().map(|&(c, b)| (c, b / 16)).collect();
+        let all = flat(&self.now, &self.older);
+        let extents: BTreeSet<_> = all.keys().map(|&(c, b, g)| (c, b / 16, g)).collect();
         let extents = extents
             .into_iter()
-            .map(|(c, e)| ReportedExtent {
+            .map(|(c, e, generation)| ReportedExtent {
                 chunk: ChunkIndex(c),
                 extent: e,
-                generation: Generation::FIRST,
-                version: self.extent_version(c, e),
+                generation,
+                version: self.extent_version(c, e, generation),
             })
             .filter(|e| e.version > self.marks.durable)
             .collect();
@@ -209,6 +277,8 @@ impl Drive {
                     source_process: attempt.source_process.0,
                     listed: false,
                     written: BTreeSet::new(),
+                    views: attempt.views.iter().chain([attempt.generation]).collect(),
+                    after: Generation(0),
                     need: None,
                     got: None,
                     moved: 0,
@@ -234,10 +304,13 @@ impl Drive {
                 self.doubt = false;
                 vec![frame(Reply::Done)]
             }
-            Request::Read { range, .. } => vec![frame(self.read(scope.chunk.0, range))],
+            Request::Read { view: View::At(g), .. } if self.withdrawn.contains(&g) => {
+                refused(Refusal::UnknownView, Version::ZERO)
+            }
+            Request::Read { range, view, .. } => vec![frame(self.read(scope.chunk.0, range, view))],
             Request::Repair { record, payload, failed } => {
                 let c = record.chunk.0;
-                if self.extent_version(c, record.range.extent()) != failed {
+                if self.extent_version(c, record.range.extent(), record.generation) != failed {
                     return refused(Refusal::Changed, Version::ZERO);
                 }
                 self.apply(&record, &payload);
@@ -245,12 +318,14 @@ impl Drive {
             }
             Request::Credit { want, probe } => {
                 let allocated = probe
-                    .is_some_and(|(_, r)| self.extent_version(scope.chunk.0, r.extent()) != Version::ZERO);
+                    .is_some_and(|(g, r)| self.extent_version(scope.chunk.0, r.extent(), g) != Version::ZERO);
                 let granted = if self.full { 0 } else { want };
                 vec![frame(Reply::Credit { granted, allocated })]
             }
-            Request::Map { range, .. } => {
-                let Reply::ReadDone { runs, .. } = self.read(scope.chunk.0, range) else { unreachable!() };
+            Request::Map { range, view } => {
+                let Reply::ReadDone { runs, .. } = self.read(scope.chunk.0, range, view) else {
+                    unreachable!()
+                };
                 vec![frame(Reply::Map { runs })]
             }
             Request::Verify { first_extent, extents, .. } => {
@@ -294,16 +369,17 @@ impl Drive {
                 bad: false,
                 payload: data.then(|| payload.slice(i as usize, 1)),
                 version: record.version,
+                generation: record.generation,
             };
-            self.now.insert((record.chunk.0, record.range.first + i), block);
+            self.put((record.chunk.0, record.range.first + i, record.generation), block);
         }
     }
 
-    fn read(&self, chunk: u32, range: BlockRange) -> Reply {
+    fn read(&self, chunk: u32, range: BlockRange, view: View) -> Reply {
         let (mut runs, mut sums, mut bytes) = (vec![], vec![], vec![]);
         for b in range.first..range.end() {
-            let version = self.extent_version(chunk, b / 16);
-            let block = self.now.get(&(chunk, b)).cloned().unwrap_or_default();
+            let block = self.seen(chunk, b, view).cloned().unwrap_or_default();
+            let version = self.extent_version(chunk, b / 16, block.generation);
             let state = match &block.payload {
                 _ if block.bad => BlockState::Bad,
                 Some(p) => {
@@ -314,7 +390,7 @@ impl Drive {
                 None if block.zero => BlockState::Zero,
                 None => BlockState::Absent,
             };
-            runs.push(Run { count: 1, state, version, generation: Generation::FIRST });
+            runs.push(Run { count: 1, state, version, generation: block.generation });
         }
         Reply::ReadDone { runs, sums, payload: Payload::copy_of(&bytes) }
     }
@@ -323,15 +399,16 @@ impl Drive {
     pub fn flush_step(&mut self) -> Vec<(Option<u64>, ReplyFrame)> {
         let drive = self.id;
         let frame = |token, reply| ReplyFrame { token, branch: BranchId(0), drive, reply };
-        let Some((cover, marks)) = self.flush.take() else {
+        let Some((cover, older, marks)) = self.flush.take() else {
             if self.flush_wanted.is_empty() && !std::mem::take(&mut self.self_flush) {
                 return vec![];
             }
             self.flush_number += 1;
-            self.flush = Some((self.now.clone(), self.marks));
+            self.flush = Some((self.now.clone(), self.older.clone(), self.marks));
             return vec![(None, frame(0, Reply::FlushBegun { drive, flush: self.flush_number }))];
         };
         self.stable = cover;
+        self.older_stable = older;
         self.marks_stable.raise(marks);
         let done = self.flush_number;
         let mut v = vec![(None, frame(0, Reply::FlushDone { drive, flush: done }))];
@@ -341,39 +418,86 @@ impl Drive {
         v
     }
 
-    /// One step of the target's pulling; the answer when everything is pulled.
+    /// One step of the target's pulling, the oldest view first; the answer when everything is pulled.
     pub fn pull_step(&mut self, chunk: u32, source: &Drive) -> Option<Reply> {
         let a = self.attempts.get_mut(&chunk)?;
+        let (Some(&g), head) = (a.views.first(), a.views.len() == 1) else {
+            let (number, bytes_moved) = (a.number, a.moved);
+            self.attempts.remove(&chunk);
+            return Some(Reply::Pulled { number, bytes_moved });
+        };
+        let view = if head { View::Head } else { View::At(g) };
+        if !head && source.withdrawn.contains(&g) {
+            let number = a.number;
+            self.attempts.remove(&chunk);
+            return Some(Reply::AttemptFailed { number, refusal: Refusal::UnknownView });
+        }
         let Some(need) = &mut a.need else {
-            let blocks: BTreeSet<u32> =
-                self.now.keys().chain(source.now.keys()).filter(|k| k.0 == chunk).map(|k| k.1).collect();
-            let value = |d: &BTreeMap<(u32, u32), Block>, b| {
-                d.get(&(chunk, b)).and_then(|x| x.payload.clone()).map(|p| p.bytes().to_vec())
-            };
-            a.need =
-                Some(blocks.into_iter().filter(|&b| value(&self.now, b) != value(&source.now, b)).collect());
+            let of =
+                |d: &Drive| d.now.keys().filter(|k| k.0 == chunk).map(|k| k.1).collect::<BTreeSet<u32>>();
+            let mut need: Vec<u32> = of(self).union(&of(source)).copied().collect();
+            need.retain(|&b| !same(self.seen(chunk, b, view), source.seen(chunk, b, view)));
+            self.attempts.get_mut(&chunk)?.need = Some(need);
             return None;
         };
         if let Some((b, block)) = a.got.take() {
-            if !a.written.contains(&b) {
-                self.now.insert((chunk, b), block);
+            if !(head && a.written.contains(&b)) {
                 a.moved += 4096;
+                let after = a.after;
+                self.older.retain(|k, _| k.0 != chunk || k.1 != b || k.2 <= after || k.2 > g);
+                if self.now.get(&(chunk, b)).is_some_and(|x| x.generation > after && x.generation <= g) {
+                    self.now.remove(&(chunk, b));
+                }
+                // what was beneath is the newest now
+                let beneath = self.older.range((chunk, b, Generation(0))..=(chunk, b, Generation(u32::MAX)));
+                if !self.now.contains_key(&(chunk, b))
+                    && let Some((k, x)) = beneath.last().map(|(k, x)| (*k, x.clone()))
+                {
+                    self.older.remove(&k);
+                    self.now.insert((chunk, b), x);
+                }
+                self.put((chunk, b, g), block);
             }
             return None;
         }
         match need.pop() {
             Some(b) => {
-                let mut block = source.now.get(&(chunk, b)).cloned().unwrap_or_default();
+                let mut block = source.seen(chunk, b, view).cloned().unwrap_or_default();
                 block.zero |= block.payload.is_none();
                 block.present = true;
                 a.got = Some((b, block));
-                None
             }
             None => {
-                let (number, bytes_moved) = (a.number, a.moved);
-                self.attempts.remove(&chunk);
-                Some(Reply::Pulled { number, bytes_moved })
+                a.after = a.views.remove(0);
+                a.need = None;
             }
         }
+        None
+    }
+}
+
+impl Block {
+    pub fn value(&self) -> Value {
+        self.payload.as_ref().map_or(0, |p| u64::from_le_bytes(p.bytes()[..8].try_into().unwrap()))
+    }
+}
+
+fn same(a: Option<&Block>, b: Option<&Block>) -> bool {
+    let bytes = |x: Option<&Block>| x.and_then(|x| x.payload.clone()).map(|p| p.bytes().to_vec());
+    bytes(a) == bytes(b)
+}
+
+fn flat(now: &Blocks, older: &Layers) -> Layers {
+    let newest = now.iter().map(|(k, b)| ((k.0, k.1, b.generation), b.clone()));
+    older.iter().map(|(k, b)| (*k, b.clone())).chain(newest).collect()
+}
+
+fn seen<'a>(now: &'a Blocks, older: &'a Layers, chunk: u32, block: u32, view: View) -> Option<&'a Block> {
+    let newest = now.get(&(chunk, block))?;
+    match view {
+        View::At(g) if newest.generation > g => {
+            older.range((chunk, block, Generation(0))..=(chunk, block, g)).next_back().map(|(_, b)| b)
+        }
+        _ => Some(newest),
     }
 }
