@@ -13,8 +13,8 @@ use std::os::unix::fs::FileExt;
 use store::disk::entry;
 use store::disk::header::{HEADER_PAGES_MAX, Header};
 use store::disk::page::{
-    BranchRecord, RECORDS_PER_PAGE, ReplicaRecord, Slot, TABLE_PER_PAGE, Zone, extent_at, newest_slot,
-    slot_at,
+    BranchRecord, KeepWindow, RECORDS_PER_PAGE, ReplicaRecord, Slot, TABLE_PER_PAGE, Zone, extent_at,
+    newest_slot, slot_at,
 };
 use store::disk::superblock::Superblock;
 use store::layout::Layout;
@@ -114,6 +114,7 @@ fn records(file: &File, s: &Superblock) -> io::Result<(Vec<Value>, Vec<u64>)> {
                 Some(Slot::Empty) => {}
                 Some(Slot::Branch(b)) => found.push(branch(&b)),
                 Some(Slot::Replica(r)) => found.push(replica(&r)),
+                Some(Slot::Keep(w)) => found.push(window(&w)),
                 None => found.push(json!({ "kind": "unknown", "page": index, "slot": at })),
             }
         }
@@ -136,7 +137,19 @@ fn branch(b: &BranchRecord) -> Value {
         "size": b.geometry.size,
         "chunk_bytes": b.geometry.chunk_bytes(),
         "parent": b.parent.map(|(p, g)| json!({ "branch": p.0, "generation": g.0 })),
+        "keep_list": json!({
+            "index": b.list.index.0,
+            "open": b.list.open.0,
+            "head": b.list.head.0,
+            "placed": b.list.placed.0,
+            "named": b.list.named,
+        }),
     })
+}
+
+fn window(w: &KeepWindow) -> Value {
+    let ranges: Vec<Value> = w.kept.ranges().iter().map(|(a, b)| json!([a.0, b.0])).collect();
+    json!({ "kind": "kept", "branch": w.branch.0, "window": w.window, "index": w.index.0, "generations": ranges })
 }
 
 fn replica(r: &ReplicaRecord) -> Value {
@@ -152,6 +165,8 @@ fn replica(r: &ReplicaRecord) -> Value {
         "chunk": r.chunk.0,
         "incarnation": r.incarnation.0,
         "configuration": r.configuration.number.0,
+        "complete": r.complete.0,
+        "whole": r.whole,
         "members": members,
     })
 }

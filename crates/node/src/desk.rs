@@ -55,6 +55,11 @@ impl Desk {
         self.uses.insert(token, of);
         token
     }
+    /// Of what is said once, whatever the answer: whoever wants to hear it makes us say it again.
+    pub fn token_for_nobody(&mut self) -> u64 {
+        self.next += 1;
+        self.next - 1
+    }
     pub fn answered(&mut self, token: u64) -> Option<Use> {
         self.uses.remove(&token)
     }

@@ -10,7 +10,7 @@ use crate::seats::{Seat, SeatId};
 use crate::status::{DriveState, DriveView, JournalFill};
 use proto::control::{DriveStatus, HeldReplica, MetaAnswer, MetaRefusal, MetaRequest};
 use proto::message::{DriveHello, Reply, ReplyFrame};
-use proto::{BranchId, DriveId, Epoch, NodeId, Refusal, Span, Time};
+use proto::{BranchId, DriveId, Epoch, KeepList, NodeId, Refusal, Span, Time};
 use std::collections::BTreeSet;
 use store::event::{Failure, Opened};
 use store::{OpenParams, Source, Store};
@@ -252,6 +252,13 @@ impl Node {
                 d.erased.extend(replicas);
                 d.erased_at = now;
             }
+            store::Effect::Kept { branch, index } => {
+                // Not said again: metad tells the list again until it has heard this.
+                let drive = self.drives[ix].id();
+                let token = self.desk.token_for_nobody();
+                let request = MetaRequest::Kept { drive, branch, index };
+                self.out.push_back(Effect::Meta { token, request });
+            }
             store::Effect::Notice(notice) => {
                 let drive = self.drives[ix].opened.as_ref().map(|o| o.drive);
                 self.notice(Notice::Store { drive, notice });
@@ -283,6 +290,9 @@ impl Node {
         if let Some((index, replicas)) = self.deletes.remove(&drive) {
             self.jobs.push_back(Job::Store(ix, store::Event::Delete { replicas, index }));
         }
+        for list in self.keeps.remove(&drive).unwrap_or_default().into_values() {
+            self.jobs.push_back(Job::Store(ix, store::Event::Keep(list)));
+        }
         self.out.push_back(Effect::DriveOpened { handle, drive });
         // Whoever is connected was told of our drives without this one: let them hear it afresh.
         for link in self.links.all(|l| l.is_up() && l.source.is_some()) {
@@ -292,6 +302,20 @@ impl Node {
         let ids: Vec<SeatId> = self.seats.live().map(|(id, _)| id).collect();
         ids.into_iter().for_each(|id| self.connect_local(id));
         self.desk.heartbeat_at = now;
+    }
+    /// metad's keep-lists for a drive of ours; those for one that is not open yet wait, the newest of each branch.
+    pub(crate) fn keep_views(&mut self, drive: DriveId, lists: Vec<KeepList>) {
+        let open = self.open_drive(drive);
+        for list in lists {
+            if let Some(ix) = open {
+                self.jobs.push_back(Job::Store(ix, store::Event::Keep(list)));
+                continue;
+            }
+            let waiting = self.keeps.entry(drive).or_default();
+            if waiting.get(&list.branch).is_none_or(|older| older.index < list.index) {
+                waiting.insert(list.branch, list);
+            }
+        }
     }
     /// Whoever was told of a drive that did not serve yet hears that it does.
     fn tell_serving(&mut self, now: Time, ix: usize) {

@@ -53,6 +53,8 @@ pub struct Node {
     pub(crate) by_handle: BTreeMap<u32, usize>,
     /// metad's orders to erase, for drives that are not open yet.
     pub(crate) deletes: BTreeMap<DriveId, (LogIndex, Vec<HeldReplica>)>,
+    /// Keep-lists for drives that are not open yet.
+    pub(crate) keeps: BTreeMap<DriveId, BTreeMap<BranchId, proto::KeepList>>,
     pub(crate) seats: Seats,
     /// Branches whose maintenance session metad wants here; and not before when.
     pub(crate) appointed: BTreeMap<BranchId, Time>,
@@ -97,6 +99,7 @@ impl Node {
             by_drive: Map::default(),
             by_handle: BTreeMap::new(),
             deletes: BTreeMap::new(),
+            keeps: BTreeMap::new(),
             seats: Seats::default(),
             appointed: BTreeMap::new(),
             pulls: Pulls::new(),
@@ -406,8 +409,7 @@ impl Node {
                     self.tell(id, volume::Event::Views { views });
                 }
             }
-            // No metad speaks of keep-lists yet.
-            WatchUpdate::Keep { .. } => {}
+            WatchUpdate::Keep { drive, lists } => self.keep_views(drive, lists),
             WatchUpdate::Verify { branch, request } => self.verify_wanted(branch, request),
         }
     }

@@ -1,7 +1,8 @@
 //! The target's side of a resync attempt (architecture, 5.3): compare with the source, pull what differs.
 //!
 //! Owns the attempts that sessions began on drives of this node, the questions to their sources and to our own
-//! stores, and the pace. It never decides what an extent's difference means (the store leaves out what the
+//! stores, and the pace. An attempt's views are made equal one after the other, oldest first, each listed on both sides
+//! when the one before it is pulled. It never decides what an extent's difference means (the store leaves out what the
 //! attempt's bitmap names), nor when an attempt may list (the session does).
 //! Invariants: `Pulled` is said only when every extent that differed has been pulled by the store; an attempt is
 //! over, without a word more, when its connection closes; when the source's process or connection goes, it fails.
@@ -11,7 +12,7 @@ use proto::limits::{BLOCKS_PER_EXTENT, EXTENT};
 use proto::message::{
     Attempt, BlockState, ManifestEntry, Reply, ReplyFrame, Request, RequestFrame, Run, Scope, View,
 };
-use proto::{BlockRange, BranchId, DriveId, NodeId, Refusal, Span, Time, Version};
+use proto::{BlockRange, BranchId, DriveId, Generation, NodeId, Refusal, Span, Time, Version};
 use std::collections::{BTreeMap, VecDeque};
 use store::Source;
 
@@ -66,6 +67,7 @@ enum Stage {
         source: Option<(u64, u64)>,
         own: Option<(u64, u64)>,
     },
+    /// One view, on both sides.
     Listing {
         source: BTreeMap<u32, Content>,
         own: BTreeMap<u32, Content>,
@@ -77,6 +79,28 @@ enum Stage {
     },
 }
 
+/// A view to be made equal.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Step {
+    view: View,
+    /// The view before, and the generation that is pulled into.
+    after: Generation,
+    into: Generation,
+}
+
+fn steps_of(attempt: &Attempt) -> Vec<Step> {
+    let mut after = Generation(0);
+    let mut steps: Vec<Step> = Vec::new();
+    for g in attempt.views.iter() {
+        steps.push(Step { view: View::At(g), after, into: g });
+        after = g;
+    }
+    if attempt.head {
+        steps.push(Step { view: View::Head, after, into: attempt.generation });
+    }
+    steps
+}
+
 #[derive(Debug)]
 struct Job {
     attempt: Attempt,
@@ -84,6 +108,9 @@ struct Job {
     /// Token of `AttemptList`: what is said of it carries this.
     token: u64,
     stage: Stage,
+    /// Views in their order, and which one is being made equal.
+    steps: Vec<Step>,
+    at: usize,
     done: u64,
     moved: u64,
     progress_at: Time,
@@ -154,6 +181,8 @@ impl Pulls {
         older.into_iter().for_each(|k| self.drop_job(k));
         let number = attempt.number;
         let job = Job {
+            steps: steps_of(&attempt),
+            at: 0,
             attempt,
             branch,
             token: 0,
@@ -245,8 +274,8 @@ impl Pulls {
     fn ask_page(&mut self, key: Key, what: What, from: u32) {
         let Some(job) = self.jobs.get(&key) else { return };
         let source_process = (what == What::SourcePage).then_some(job.attempt.source_process);
-        let after = proto::Generation(0);
-        self.ask(key, what, Request::Manifest { view: View::Head, after, from, source_process });
+        let Step { view, after, .. } = job.steps[job.at];
+        self.ask(key, what, Request::Manifest { view, after, from, source_process });
     }
 
     /// An answer to one of our questions.
@@ -271,14 +300,20 @@ impl Pulls {
         *(if what == What::OwnDigest { &mut *own } else { &mut *source }) = Some(value);
         match (*source, *own) {
             (Some(s), Some(o)) if s == o => self.finish(key),
-            (Some(_), Some(_)) => {
-                let job = self.jobs.get_mut(&key).expect("just found");
-                job.stage = Stage::Listing { source: BTreeMap::new(), own: BTreeMap::new(), left: 2 };
-                self.ask_page(key, What::SourcePage, 0);
-                self.ask_page(key, What::OwnPage, 0);
-            }
+            (Some(_), Some(_)) => self.list_view(key, 0),
             _ => {}
         }
+    }
+    /// The next view, if there is one.
+    fn list_view(&mut self, key: Key, at: usize) {
+        let job = self.jobs.get_mut(&key).expect("the caller has found it");
+        if at == job.steps.len() {
+            return self.finish(key);
+        }
+        job.at = at;
+        job.stage = Stage::Listing { source: BTreeMap::new(), own: BTreeMap::new(), left: 2 };
+        self.ask_page(key, What::SourcePage, 0);
+        self.ask_page(key, What::OwnPage, 0);
     }
     fn page(&mut self, now: Time, key: Key, what: What, entries: &[ManifestEntry], next: Option<u32>) {
         let (by_version, keep) = (self.bugs.has(|b| b.equal_versions), self.bugs.has(|b| b.keep_absent));
@@ -330,7 +365,8 @@ impl Pulls {
             branch: job.branch,
             chunk: job.attempt.chunk,
             extent,
-            generation: job.attempt.generation,
+            generation: job.steps[job.at].into,
+            after: job.steps[job.at].after,
             version: runs.iter().map(|r| r.version).max().unwrap_or(Version::ZERO),
             runs,
             sums,
@@ -372,19 +408,22 @@ impl Pulls {
                 {
                     *flying += 1;
                     self.flying += 1;
-                    reads.push((*key, extent, job.attempt.source_process));
+                    reads.push((*key, extent, job.steps[job.at].view, job.attempt.source_process));
                     more = true;
                 } else if todo.is_empty() && *flying == 0 && !finished.contains(key) {
                     finished.push(*key);
                 }
             }
         }
-        for (key, extent, process) in reads {
+        for (key, extent, view, process) in reads {
             let range = BlockRange::new(extent * BLOCKS_PER_EXTENT, BLOCKS_PER_EXTENT);
-            let read = Request::Read { view: View::Head, range, media: false, source_process: Some(process) };
+            let read = Request::Read { view, range, media: false, source_process: Some(process) };
             self.ask(key, What::Read(extent), read);
         }
-        finished.into_iter().for_each(|key| self.finish(key));
+        for key in finished {
+            let next = self.jobs[&key].at + 1;
+            self.list_view(key, next);
+        }
     }
     /// There is an attempt that may want to go on.
     pub fn is_busy(&self) -> bool {

@@ -89,7 +89,8 @@ pub struct KeepList {
     pub named: bool,
     /// All below `head`.
     pub kept: Generations,
-    /// Replicas on this drive, placed by then, that Raft does not call in-sync: they get no view by this list.
+    /// Replicas on this drive, placed by then, that Raft does not call in-sync: they get no view by this list. Those too
+    /// that Raft has let go and the drive may still hold: a reader with old places may ask them.
     /// All others hold every kept generation below `open`.
     pub behind: Vec<(ChunkIndex, Incarnation)>,
 }

@@ -4,7 +4,7 @@
 //! later sees it; it is answered when a flush covers it.
 
 use crate::disk::entry::slot as slot_entry;
-use crate::disk::page::{BranchRecord, ReplicaRecord};
+use crate::disk::page::{BranchRecord, ListRecord, ReplicaRecord};
 use crate::event::{Effect, Notice, Source};
 use crate::intake::Blocked;
 use crate::op::{Answer, Op, Then};
@@ -170,8 +170,9 @@ impl Store {
                 Some(_) => {}
             }
         }
-        // A replaced replica's slot comes back before it is needed again; the branch's too.
-        if slots > records.free_slots() { Err(Refusal::NoSpace) } else { Ok(()) }
+        // A replaced replica's slot comes back before it is needed again; the branch's too. Some stay free for windows of
+        // kept generations: without them keep-lists could not be obeyed.
+        if slots + records.spare_slots() > records.free_slots() { Err(Refusal::NoSpace) } else { Ok(()) }
     }
 
     fn note_branch(&mut self, scope: &Scope, info: &BranchInfo) -> u32 {
@@ -193,6 +194,7 @@ impl Store {
             parent: info.parent,
             geometry: info.geometry,
             name: info.name.clone(),
+            list: ListRecord::default(),
         };
         let number = records.add_branch(record);
         let slot = records.branches[number as usize].slot;
@@ -215,6 +217,8 @@ impl Store {
                 chunk: c.chunk,
                 incarnation: c.incarnation,
                 configuration: c.configuration.clone(),
+                complete: Generation(0),
+                whole: false,
             }),
         };
         let slot = records.replica(number).slot;
@@ -264,8 +268,13 @@ impl Store {
         }
         self.adopt_epoch(scope.branch, scope, None)?;
         self.forget_waiting(&[replica]);
-        self.disk_mut().records.replica_mut(replica).attempt =
-            Some(AttemptState { number: attempt.number, source, written: BlockSet::default() });
+        self.disk_mut().records.replica_mut(replica).attempt = Some(AttemptState {
+            number: attempt.number,
+            source,
+            generation: attempt.generation,
+            layered: !attempt.views.is_empty(),
+            written: BlockSet::default(),
+        });
         let slot = self.disk().records.branch(scope.branch).ok_or(Refusal::UnknownReplica)?.slot;
         let answer = Answer::Done { source, token, branch: scope.branch };
         self.push_slot(scope.branch, slot, Then::Flushed(Box::new(answer)));
@@ -366,6 +375,12 @@ impl Store {
         match answer {
             Answer::Done { source, token, branch } => self.reply(source, token, branch, Reply::Done),
             Answer::Deleted { replicas } => self.effect(Effect::Deleted { replicas }),
+            Answer::Kept { branch, index } => {
+                if let Some(b) = self.disk_mut().records.branch_mut(branch) {
+                    b.list_flushed = b.list_flushed.max(index);
+                }
+                self.effect(Effect::Kept { branch, index });
+            }
             Answer::DoubtEnded { source, token, branch } => {
                 if let Some(b) = self.disk_mut().records.branch_mut(branch) {
                     b.in_doubt = false;

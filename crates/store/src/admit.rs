@@ -3,7 +3,7 @@
 //! The epoch is checked here, in the store's own thread, and nowhere later for small writes: what has been
 //! admitted before a fence precedes the fence in the journal.
 
-use crate::disk::entry::{FLAG_LARGE, PullMasks, key_of, pull as pull_entry};
+use crate::disk::entry::{ExtentKey, FLAG_LARGE, PullMasks, key_of, pull as pull_entry};
 use crate::event::{Effect, IoOp, Pull, Source};
 use crate::intake::{Blocked, Hold, Large};
 use crate::op::{Op, Then};
@@ -55,6 +55,10 @@ impl Store {
         match request {
             Request::Write { record, payload, fresh } => {
                 let want = self.check_write(&scope, &record, &payload)?;
+                // A net: no session does that. (A repair writes what is there.)
+                if self.disk().records.branch_of(want.replica).is_frozen(record.generation) {
+                    return Err(Refusal::Invalid);
+                }
                 if self.intake.conflicts(&want, usize::MAX) {
                     let request = Request::Write { record, payload, fresh };
                     let blocked = Blocked::Request(source, RequestFrame { token, scope, request });
@@ -78,9 +82,12 @@ impl Store {
             Request::Read { .. } | Request::Verify { .. } => {
                 self.read_request(source, token, &scope, &request)
             }
-            Request::Manifest { .. } | Request::Digest { .. } | Request::Map { .. } => {
-                self.list_request(source, token, &scope, &request)
-            }
+            Request::Manifest { .. }
+            | Request::Digest { .. }
+            | Request::Map { .. }
+            | Request::Changes { .. }
+            | Request::Absent { .. }
+            | Request::Usage => self.list_request(source, token, &scope, &request),
             Request::Lease { .. } | Request::LeaseReturn { .. } | Request::Ping => Err(Refusal::Invalid),
             request => self.record_request(source, token, &scope, request),
         }
@@ -138,7 +145,10 @@ impl Store {
             return self.admit_zero(source, replica, record);
         }
         let extent = record.range.extent();
-        let home = self.disk().find(replica, extent, record.generation);
+        let mut home = self.disk().find(replica, extent, record.generation);
+        if self.bugs().write_into_sealed {
+            home = Some(self.disk().records.replica(replica).index.get(extent)).filter(|px| *px != NONE);
+        }
         let purse = if fresh { Purse::Credit } else { Purse::Reserve };
         let whole = record.range.count == BLOCKS_PER_EXTENT;
         if whole {
@@ -209,7 +219,11 @@ impl Store {
     /// The entry takes its place in the order of the journal.
     pub(crate) fn push_data(&mut self, op: Op) {
         let written = matches!(op.raw.kind, proto::record::KIND_WRITE | proto::record::KIND_ZERO);
-        if written && let Some(a) = &mut self.disk_mut().records.replica_mut(op.replica).attempt {
+        let generation = Generation(op.raw.generation.get());
+        if written
+            && let Some(a) = &mut self.disk_mut().records.replica_mut(op.replica).attempt
+            && generation >= a.generation
+        {
             a.written.insert(op.raw.first.get(), op.raw.count.get());
         }
         self.intake.waiting.push_back(op);
@@ -275,15 +289,17 @@ impl Store {
     fn admit_zero(&mut self, source: Source, replica: u32, record: &Record) -> Result<(), Refusal> {
         let range = record.range;
         let end = range.end().div_ceil(BLOCKS_PER_EXTENT);
-        let b = self.disk().records.branch_of(replica);
-        let has_parent = b.record.parent.is_some();
+        let records = &self.disk().records;
+        // Where something lies beneath, a zero must be told from nothing: it takes an extent. So it does where something
+        // may come to lie beneath: a resync that is under way pulls older views.
+        let all = records.branch_of(replica).record.parent.is_some()
+            || records.replica(replica).attempt.as_ref().is_some_and(|a| a.layered);
         let mut made: Vec<(u32, Px)> = Vec::new();
         let bare = |s: &Store, extent: u32| {
-            let below = s.disk().records.replica(replica).index.get(extent) != NONE;
-            (has_parent || below) && s.disk().find(replica, extent, record.generation).is_none()
+            let below = s.disk().has_beneath(replica, extent, record.generation);
+            (all || below) && s.disk().find(replica, extent, record.generation).is_none()
         };
-        // Where something lies beneath, a zero must be told from nothing: it takes an extent.
-        let needy: Vec<u32> = if has_parent {
+        let needy: Vec<u32> = if all {
             (range.extent()..end).filter(|e| bare(self, *e)).collect()
         } else {
             let held = self.disk().records.replica(replica).index.range(range.extent(), end);
@@ -363,24 +379,22 @@ impl Store {
         }
         let (mut masks, sums) = self.check_pull(replica, &pull)?;
         let attempt = self.disk().records.replica(replica).attempt.as_ref().expect("looked at above");
-        let newer = if self.bugs().pull_over_newer { 0 } else { attempt.written.of_extent(pull.extent) };
+        // What was written since the attempt began is of the head: older views do not see it.
+        let head = pull.generation == attempt.generation;
+        let newer = attempt.written.of_extent(pull.extent);
+        let newer = if head && !self.bugs().pull_over_newer { newer } else { 0 };
         let payload = without(&pull.payload, masks.data, newer);
         masks =
             PullMasks { data: masks.data & !newer, zero: masks.zero & !newer, absent: masks.absent & !newer };
         let px = self.pull_home(replica, &pull, masks)?;
-        let key = crate::disk::entry::ExtentKey {
-            branch: pull.branch,
-            chunk: pull.chunk,
-            incarnation,
-            extent: pull.extent,
-            generation: pull.generation,
-        };
+        self.clear_between(replica, incarnation, &pull, masks.absent);
         let mut kept = [proto::record::Sum(0); 16];
         for b in 0..16 {
             if masks.data >> b & 1 == 1 {
                 kept[b] = sums[b];
             }
         }
+        let key = pull_key(&pull, incarnation, pull.generation);
         let raw = pull_entry(&key, pull.version, masks, &kept);
         debug_assert_eq!(key_of(&raw), key);
         let op = self.data_op(pull.source, raw, payload, replica, px);
@@ -389,13 +403,35 @@ impl Store {
         Ok(())
     }
 
+    /// Where the source is absent, nothing of ours may show through: what older generations hold since the view before
+    /// nobody has acknowledged. An entry for each of them, before the pull's own.
+    fn clear_between(&mut self, replica: u32, incarnation: proto::Incarnation, pull: &Pull, absent: u16) {
+        let disk = self.disk();
+        let chain = disk.chain(disk.records.replica(replica).index.get(pull.extent));
+        let between = chain.into_iter().filter(|px| {
+            let g = disk.table.get(*px).generation;
+            g > pull.after && g < pull.generation
+        });
+        // An entry that is on its way to one of them is not in the masks yet.
+        let held =
+            |px: &Px| absent & if self.intake.users.contains_key(px) { u16::MAX } else { disk.present(*px) };
+        let cleared: Vec<(Px, u16)> = between.map(|px| (px, held(&px))).filter(|c| c.1 != 0).collect();
+        for (px, absent) in cleared {
+            let (generation, version) = (self.disk().table.get(px).generation, self.disk().version(px));
+            let masks = PullMasks { absent, ..PullMasks::default() };
+            let key = pull_key(pull, incarnation, generation);
+            let raw = pull_entry(&key, version, masks, &[proto::record::Sum(0); 16]);
+            let op = self.data_op(pull.source, raw, None, replica, px);
+            self.push_data(op);
+        }
+    }
+
     /// Where pulled blocks will live; none if there is nothing to write down.
     fn pull_home(&mut self, replica: u32, pull: &Pull, masks: PullMasks) -> Result<Px, Refusal> {
         if let Some(px) = self.disk().find(replica, pull.extent, pull.generation) {
             return Ok(px);
         }
-        let r = self.disk().records.replica(replica);
-        let beneath = r.index.get(pull.extent) != NONE
+        let beneath = self.disk().has_beneath(replica, pull.extent, pull.generation)
             || self.disk().records.branch_of(replica).record.parent.is_some();
         if masks.data == 0 && !(masks.zero != 0 && beneath) {
             return Ok(NONE);
@@ -414,6 +450,7 @@ impl Store {
     ) -> Result<(PullMasks, [proto::record::Sum; 16]), Refusal> {
         if pull.extent >= self.chunk_blocks(replica) / BLOCKS_PER_EXTENT
             || pull.generation < Generation::FIRST
+            || pull.after >= pull.generation
         {
             return Err(Refusal::Invalid);
         }
@@ -528,6 +565,10 @@ impl Store {
     pub(crate) fn branch_epoch(&self, branch: BranchId) -> Option<proto::Epoch> {
         self.disk().records.branch(branch).map(|b| b.record.epoch)
     }
+}
+
+fn pull_key(pull: &Pull, incarnation: proto::Incarnation, generation: Generation) -> ExtentKey {
+    ExtentKey { branch: pull.branch, chunk: pull.chunk, incarnation, extent: pull.extent, generation }
 }
 
 /// The data blocks of an extent's pull without those that are newer here.

@@ -40,4 +40,14 @@ bugs! {
     index_early;
     /// A discard leaves no trace in the report to a fence.
     forget_discards;
+    /// A write goes to the newest home of its extent, whatever that one's generation.
+    write_into_sealed;
+    /// A write supersedes what the overlay holds of older generations.
+    supersede_sealed;
+    /// Free what kept views see, and the head does not.
+    free_kept;
+    /// A keep-list judges what is younger than it, too.
+    late_list_frees;
+    /// Serve views that the replica does not hold whole.
+    serve_incomplete;
 }

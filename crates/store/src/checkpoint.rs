@@ -80,7 +80,7 @@ pub(crate) struct Checkpoint {
 }
 
 impl Store {
-    fn pressed(&self) -> bool {
+    pub(crate) fn pressed(&self) -> bool {
         self.intake.stalled || self.disk().journal.is_pressed()
     }
 
@@ -474,16 +474,17 @@ impl Disk {
     fn emptiness(&self, px: Px, users: &proto::Map<Px, u32>) -> Emptiness {
         let e = self.table.get(px);
         let empty = e.usage == Use::Owned && !e.states.any_data() && self.overlay.extent(px).is_none();
-        if !empty || users.contains_key(&px) {
+        // A replica that is being erased may have outlived its branch's record.
+        if !empty || !self.records.is_live(e.replica) {
             return Emptiness::Not;
+        }
+        if users.contains_key(&px) {
+            return Emptiness::NotYet;
         }
         let r = self.records.replica(e.replica);
-        // A replica that is being erased may have outlived its branch's record.
-        if self.records.replica_number(r.record.branch, r.record.chunk) != Some(e.replica) {
-            return Emptiness::Not;
-        }
         let b = &self.records.branches[r.branch as usize];
-        if b.record.parent.is_some() || e.next != NONE {
+        // Zeroes hide what lies beneath; it is looked at again when that goes. (What is absent hides nothing.)
+        if e.states.any_zero() && (b.record.parent.is_some() || e.next != NONE) {
             return Emptiness::Not;
         }
         let known = e.version() <= b.stored_durable && r.attempt.is_none();

@@ -193,7 +193,13 @@ impl Store {
     fn apply_op(&mut self, op: &mut Op, seq: u64, position: u64) {
         match op.raw.kind {
             KIND_WRITE if op.is_large() => self.apply_large(op, seq),
-            KIND_WRITE => self.disk_mut().apply_small(op, seq, position),
+            KIND_WRITE => {
+                if self.bugs().supersede_sealed {
+                    self.disk_mut().supersede_older(op, seq);
+                }
+                self.disk_mut().apply_small(op, seq, position);
+                self.sweep_beneath(op.px);
+            }
             KIND_ZERO => self.apply_zero(op, seq),
             KIND_PULL => self.apply_pull(op, seq, position),
             KIND_DROP => self.apply_drop(op, seq),
@@ -235,6 +241,7 @@ impl Store {
         e.sums = op.raw.sums.map(|s| s.get());
         e.set_version(version_of(&op.raw));
         disk.link(op.px);
+        self.sweep_beneath(op.px);
     }
 
     fn apply_zero(&mut self, op: &Op, seq: u64) {
@@ -259,6 +266,7 @@ impl Store {
                 disk.put(px, Block::new(block, What::Zero, seq, version));
                 self.flusher.bare.push_back((seq, px, u8::try_from(block).expect("16 blocks")));
             }
+            self.sweep_beneath(px);
         }
     }
 
@@ -293,6 +301,7 @@ impl Store {
         if masks.all() == 0 {
             disk.leave_if_empty(op.px);
         }
+        self.sweep_beneath(op.px);
     }
 
     fn apply_drop(&mut self, op: &Op, seq: u64) {
@@ -324,10 +333,15 @@ impl Store {
         for old in disk.overlay.clear(px) {
             disk.journal.block_superseded(old, seq);
         }
+        let above = disk.above(px);
         disk.unlink(px);
         disk.table.release(px, seq);
         if reuse {
             disk.table.reuse_at_once(px);
+        }
+        // What was kept to hide it may be empty.
+        if let Some(above) = above.filter(|px| !self.disk().table.get(*px).states.any_data()) {
+            self.checkpoint.empty.push_back(above);
         }
     }
 
@@ -356,6 +370,7 @@ impl Store {
                 Then::Pulled { token, written } => {
                     self.effect(crate::event::Effect::Pulled { token, result: Ok(written) });
                 }
+                Then::Swept => self.sweeper.flying -= 1,
                 Then::Flushed(answer) => self.flusher.owed.push_back((seq, *answer)),
             }
         }
@@ -408,6 +423,35 @@ impl Disk {
             b.position = position + u64::from(i);
             self.put(op.px, b);
         }
+    }
+    /// Seeded bug `supersede_sealed`: older generations' blocks in the overlay are taken for older copies.
+    fn supersede_older(&mut self, op: &Op, seq: u64) {
+        let mut px = self.table.get(op.px).next;
+        while px != NONE {
+            for i in 0..op.raw.count.get() {
+                let block = op.raw.first.get() % BLOCKS_PER_EXTENT + i;
+                if self.overlay.get(px, block).is_some_and(|b| b.way == crate::overlay::Way::Pending) {
+                    let (b, last) = self.overlay.remove(px, block);
+                    self.journal.block_superseded(b.seq, seq);
+                    if let Some(version) = last {
+                        self.table.get_mut(px).set_version(version);
+                    }
+                }
+            }
+            px = self.table.get(px).next;
+        }
+    }
+    /// The next newer home of the same extent.
+    fn above(&self, px: Px) -> Option<Px> {
+        let e = self.table.get(px);
+        let mut at = self.records.replica(e.replica).index.get(u32::from(e.extent));
+        while at != NONE && at != px {
+            if self.table.get(at).next == px {
+                return Some(at);
+            }
+            at = self.table.get(at).next;
+        }
+        None
     }
     pub(crate) fn raise(&mut self, px: Px, version: Version) {
         let home = self.table.get(px).version();

@@ -2,7 +2,10 @@
 
 use proto::message::{BlockState, HeldBy, ReplyFrame, RequestFrame, Run};
 use proto::record::Sum;
-use proto::{BranchId, ChunkIndex, DriveId, Epoch, Generation, LogIndex, OpenId, Payload, Refusal, Version};
+use proto::{
+    BranchId, ChunkIndex, DriveId, Epoch, Generation, KeepList, ListIndex, LogIndex, OpenId, Payload,
+    Refusal, Version,
+};
 
 /// Number of an I/O of this store; unique while the store lives.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -72,6 +75,8 @@ pub enum Event {
         replicas: Vec<proto::control::HeldReplica>,
         index: LogIndex,
     },
+    /// Which views of a branch are kept here, as metad says; newer lists only. Answer: `Effect::Kept`.
+    Keep(KeepList),
     /// All input of this turn has been handed in: seal what waits into one batch.
     TurnEnd,
     /// The time given by `next_wake` has come.
@@ -92,7 +97,11 @@ pub struct Pull {
     pub branch: BranchId,
     pub chunk: ChunkIndex,
     pub extent: u32,
+    /// The view's; for the head, that which the session writes.
     pub generation: Generation,
+    /// The view that was pulled before (0: none). Whatever is in between is the target's own, and goes where the source is
+    /// absent.
+    pub after: Generation,
     /// The source's version of the extent.
     pub version: Version,
     /// The 16 blocks' states: `Data` blocks lie in the payload in order, with their sums. `Absent` removes.
@@ -178,6 +187,11 @@ pub enum Effect {
     /// Erased as ordered by `Delete`, durable.
     Deleted {
         replicas: Vec<proto::control::HeldReplica>,
+    },
+    /// The list of this index, or a newer one, is obeyed, and that is durable.
+    Kept {
+        branch: BranchId,
+        index: ListIndex,
     },
     /// For the log and the metrics.
     Notice(Notice),

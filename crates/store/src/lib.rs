@@ -18,6 +18,7 @@ mod index;
 pub mod inspect;
 mod intake;
 mod journal;
+mod keep;
 pub mod layout;
 mod listing;
 mod load;
@@ -29,7 +30,9 @@ mod read;
 mod records;
 mod recovery;
 mod store;
+mod sweep;
 mod table;
+mod usage;
 pub mod view;
 
 pub use bugs::Bugs;

@@ -1,4 +1,8 @@
 //! What a replica holds, told without reading it: manifests, digests, block maps. Computed from memory.
+//!
+//! A manifest lists what changes from one view to the next: the 16 blocks' states *as seen*, however they are stored.
+//! Its versions are those of the extents that the view sees a block of: what nothing sees counts for nothing, so that
+//! replicas that have freed more or less are still equal.
 
 use crate::disk::page::Presence;
 use crate::event::Source;
@@ -7,7 +11,7 @@ use crate::store::{Disk, Store};
 use crate::table::{NONE, Px};
 use proto::limits::BLOCKS_PER_EXTENT;
 use proto::message::{BlockState, ManifestEntry, Reply, Request, Run, Scope, View};
-use proto::{BlockRange, Generation, Refusal, Version};
+use proto::{BlockRange, Generation, Generations, Refusal, Version};
 
 /// Entries of one answer.
 const MANIFEST_MAX: usize = 8192;
@@ -21,56 +25,122 @@ pub(crate) fn mix(hash: u64, word: u64) -> u64 {
     (low ^ high).rotate_left(29).wrapping_add(word)
 }
 
+/// The last generation that a view sees.
+pub(crate) fn last_of(view: View) -> Generation {
+    match view {
+        View::Head => Generation(u32::MAX),
+        View::At(g) => g,
+    }
+}
+
+/// One block as a view sees it: state and sum, and the extent that has it.
+type Shown = (Presence, u32, Px);
+/// The 16 blocks of an extent.
+pub(crate) type States = [Shown; 16];
+const NOTHING: States = [(Presence::Absent, 0, NONE); 16];
+
 impl Disk {
-    /// States and sums of an extent's 16 blocks as a view sees them; `None` if nothing of it is there.
-    fn states(&self, newest: Px, view: View) -> Option<([(Presence, u32); 16], Version)> {
-        let mut out = [(Presence::Absent, 0); 16];
-        let mut version = None;
+    /// States and sums in one physical extent.
+    fn states_in(&self, px: Px) -> States {
+        let e = self.table.get(px);
+        let mut out: States =
+            std::array::from_fn(|i| (e.states.get(u32::try_from(i).expect("16")), e.sums[i], px));
+        for b in self.overlay.of(px) {
+            out[usize::from(b.block)] = match b.what {
+                What::Data | What::Bad => (Presence::Data, b.sum, px),
+                What::Zero => (Presence::Zero, 0, px),
+                What::Absent => (Presence::Absent, 0, px),
+            };
+        }
+        out
+    }
+    /// Blocks that a physical extent has, zeroes too.
+    pub(crate) fn present(&self, px: Px) -> u16 {
+        let shown = self.states_in(px).into_iter().rev();
+        shown.fold(0, |mask, s| mask << 1 | u16::from(s.0 != Presence::Absent))
+    }
+    /// The homes of an extent, oldest first.
+    pub(crate) fn chain(&self, newest: Px) -> Vec<Px> {
+        let mut chain = Vec::new();
         let mut px = newest;
         while px != NONE {
-            let e = self.table.get(px);
-            let visible = match view {
-                View::Head => true,
-                View::At(g) => e.generation <= g,
-            };
-            if visible {
-                let mut here: [(Presence, u32); 16] =
-                    std::array::from_fn(|i| (e.states.get(u32::try_from(i).expect("16")), e.sums[i]));
-                for b in self.overlay.of(px) {
-                    here[usize::from(b.block)] = match b.what {
-                        What::Data | What::Bad => (Presence::Data, b.sum),
-                        What::Zero => (Presence::Zero, 0),
-                        What::Absent => (Presence::Absent, 0),
-                    };
-                }
-                for (o, h) in out.iter_mut().zip(here) {
-                    if o.0 == Presence::Absent {
-                        *o = h;
-                    }
-                }
-                version.get_or_insert(self.version(px));
-            }
-            px = e.next;
+            chain.push(px);
+            px = self.table.get(px).next;
         }
-        version.map(|v| (out, v))
+        chain.reverse();
+        chain
+    }
+    /// A physical extent covers what is older.
+    fn cover(&self, shown: &mut States, px: Px) {
+        for (s, here) in shown.iter_mut().zip(self.states_in(px)) {
+            if here.0 != Presence::Absent {
+                *s = here;
+            }
+        }
+    }
+    /// States and sums of an extent's 16 blocks as a view sees them.
+    pub(crate) fn states(&self, newest: Px, view: View) -> States {
+        let mut shown = NOTHING;
+        for px in self.chain(newest) {
+            if self.table.get(px).generation <= last_of(view) {
+                self.cover(&mut shown, px);
+            }
+        }
+        shown
     }
 
-    /// The hash of an extent's states; `None` if it is as good as nothing. Zero is nothing where the branch never
-    /// had a parent.
-    pub(crate) fn extent_hash(&self, newest: Px, view: View, has_parent: bool) -> Option<(u64, Version)> {
-        let (states, version) = self.states(newest, view)?;
-        let mut hash = 0;
-        let mut any = false;
-        for (presence, sum) in states {
+    /// Hash and version of states; `None` if they are as good as nothing. Zero is nothing where the branch never had a
+    /// parent.
+    fn content(&self, states: &States, has_parent: bool) -> Option<(u64, Version)> {
+        let (mut hash, mut any, mut version) = (0, false, Version::ZERO);
+        for (presence, sum, px) in states {
             let word = match presence {
-                Presence::Data => 1 << 32 | u64::from(sum),
+                Presence::Data => 1 << 32 | u64::from(*sum),
                 Presence::Zero if has_parent => 2 << 32,
                 Presence::Zero | Presence::Absent => 0,
             };
+            if *presence != Presence::Absent {
+                version = version.max(self.version(*px));
+            }
             any |= word != 0;
             hash = mix(hash, word);
         }
         any.then_some((hash, version))
+    }
+
+    /// What an extent is in each of these views (ascending) where it differs from the view before: index of the view,
+    /// hash and version. An extent of which nothing is left differs, too.
+    pub(crate) fn changes(
+        &self,
+        newest: Px,
+        after: Generation,
+        views: &[View],
+        has_parent: bool,
+    ) -> Vec<(usize, u64, Version)> {
+        let chain = self.chain(newest);
+        let mut rest = &chain[..];
+        let mut shown = NOTHING;
+        let mut advance = |shown: &mut States, upto: Generation| {
+            let taken = rest.iter().take_while(|px| self.table.get(**px).generation <= upto).count();
+            rest[..taken].iter().for_each(|px| self.cover(shown, *px));
+            rest = &rest[taken..];
+            taken > 0
+        };
+        advance(&mut shown, after);
+        let mut before = self.content(&shown, has_parent);
+        let mut changed = Vec::new();
+        for (i, view) in views.iter().enumerate() {
+            if !advance(&mut shown, last_of(*view)) {
+                continue;
+            }
+            let now = self.content(&shown, has_parent);
+            if now != before {
+                let (hash, version) = now.unwrap_or((0, Version::ZERO));
+                changed.push((i, hash, version));
+                before = now;
+            }
+        }
+        changed
     }
 }
 
@@ -84,27 +154,40 @@ impl Store {
     ) -> Result<(), Refusal> {
         let reply = match request {
             Request::Manifest { view, after, from, source_process } => {
-                let head_alone = *after == proto::Generation(0);
-                if !head_alone {
-                    return Err(Refusal::UnknownView);
-                }
                 let replica = self.check_reader(scope, *view, source_process.is_some())?;
-                self.manifest(replica, *view, *from)
+                self.check_after(replica, *view, *after)?;
+                self.manifest(replica, *view, *after, *from)
             }
             Request::Digest { views, head, source_process } => {
-                if !views.is_empty() || !head {
-                    return Err(Refusal::UnknownView);
-                }
-                let replica = self.check_reader(scope, View::Head, source_process.is_some())?;
-                self.digest(replica)
+                let replica = self.check_session(scope, source_process.is_some())?;
+                self.check_views(replica, views)?;
+                self.digest(replica, views, *head)
             }
             Request::Map { view, range } => {
                 let replica = self.check_reader(scope, *view, false)?;
-                let end = range.first.checked_add(range.count).ok_or(Refusal::Invalid)?;
-                if range.count == 0 || end > self.chunk_blocks(replica) {
-                    return Err(Refusal::Invalid);
-                }
-                self.map(replica, *view, *range)
+                self.check_range(replica, *range)?;
+                self.map(replica, *range, |states| states.0, *view)
+            }
+            Request::Changes { view, after, range } => {
+                let replica = self.check_reader(scope, *view, false)?;
+                self.check_after(replica, *view, *after)?;
+                self.check_range(replica, *range)?;
+                let table = &self.disk().table;
+                let state = |s: Shown| match s.0 {
+                    Presence::Absent => Presence::Absent,
+                    _ if table.get(s.2).generation <= *after => Presence::Absent,
+                    there => there,
+                };
+                self.map(replica, *range, state, *view)
+            }
+            Request::Absent { views, head } => {
+                let replica = self.check_session(scope, false)?;
+                self.check_views(replica, views)?;
+                Reply::Absence { any: self.any_absent(replica, views, *head) }
+            }
+            Request::Usage => {
+                let replica = self.check_session(scope, false)?;
+                Reply::Usage(self.disk().usage_of(replica))
             }
             _ => return Err(Refusal::Invalid),
         };
@@ -112,12 +195,37 @@ impl Store {
         Ok(())
     }
 
-    fn manifest(&self, replica: u32, view: View, from: u32) -> Reply {
+    /// Views that may be listed together: none is withdrawn.
+    fn check_views(&self, replica: u32, views: &Generations) -> Result<(), Refusal> {
+        let b = self.disk().records.branch_of(replica);
+        let open = b.record.list.open;
+        let all_kept = views.below(open).iter().all(|g| !b.is_withdrawn(g));
+        if all_kept { Ok(()) } else { Err(Refusal::UnknownView) }
+    }
+    /// The view that another one is compared with: older, and not withdrawn, for what is gone of it would look equal.
+    fn check_after(&self, replica: u32, view: View, after: Generation) -> Result<(), Refusal> {
+        if after == Generation(0) {
+            return Ok(());
+        }
+        if after >= last_of(view) {
+            return Err(Refusal::Invalid);
+        }
+        let b = self.disk().records.branch_of(replica);
+        if b.is_withdrawn(after) { Err(Refusal::UnknownView) } else { Ok(()) }
+    }
+    fn check_range(&self, replica: u32, range: BlockRange) -> Result<(), Refusal> {
+        let end = range.first.checked_add(range.count).ok_or(Refusal::Invalid)?;
+        let fits = range.count > 0 && end <= self.chunk_blocks(replica);
+        if fits { Ok(()) } else { Err(Refusal::Invalid) }
+    }
+
+    fn manifest(&self, replica: u32, view: View, after: Generation, from: u32) -> Reply {
         let disk = self.disk();
         let has_parent = disk.records.branch_of(replica).record.parent.is_some();
         let mut entries = Vec::new();
         for (extent, px) in disk.records.replica(replica).index.range(from, u32::MAX) {
-            let Some((hash, version)) = disk.extent_hash(px, view, has_parent) else { continue };
+            let changed = disk.changes(px, after, &[view], has_parent);
+            let Some((_, hash, version)) = changed.first().copied() else { continue };
             if entries.len() == MANIFEST_MAX {
                 return Reply::Manifest { entries, next: Some(extent) };
             }
@@ -126,14 +234,17 @@ impl Store {
         Reply::Manifest { entries, next: None }
     }
 
-    /// Over the head's manifest: equal hashes and versions give equal digests.
-    fn digest(&self, replica: u32) -> Reply {
+    /// Over the manifests of these views and of the head, each against the one before it: equal hashes and versions give
+    /// equal digests.
+    fn digest(&self, replica: u32, views: &Generations, head: bool) -> Reply {
         let disk = self.disk();
         let has_parent = disk.records.branch_of(replica).record.parent.is_some();
+        let views: Vec<View> = views.iter().map(View::At).chain(head.then_some(View::Head)).collect();
         let (mut hash, mut extents) = (0, 0);
         for (extent, px) in disk.records.replica(replica).index.range(0, u32::MAX) {
-            if let Some((h, version)) = disk.extent_hash(px, View::Head, has_parent) {
-                hash = mix(mix(hash, u64::from(extent)), h);
+            for (i, h, version) in disk.changes(px, Generation(0), &views, has_parent) {
+                hash = mix(mix(hash, u64::from(extent)), u64::from(last_of(views[i]).0));
+                hash = mix(hash, h);
                 hash = mix(mix(hash, u64::from(version.epoch.0)), version.seq);
                 extents += 1;
             }
@@ -142,7 +253,7 @@ impl Store {
     }
 
     /// Runs of equal state; versions and generations are left out (0), so that runs are long.
-    fn map(&self, replica: u32, view: View, range: BlockRange) -> Reply {
+    fn map(&self, replica: u32, range: BlockRange, state: impl Fn(Shown) -> Presence, view: View) -> Reply {
         let disk = self.disk();
         let mut runs: Vec<Run> = Vec::new();
         let mut put = |state: BlockState, count: u32| match runs.last_mut() {
@@ -154,23 +265,42 @@ impl Store {
             let extent = block / BLOCKS_PER_EXTENT;
             let end = range.end().min((extent + 1) * BLOCKS_PER_EXTENT);
             let newest = disk.records.replica(replica).index.get(extent);
-            match disk.states(newest, view) {
-                None => put(BlockState::Absent, end - block),
-                Some((states, _)) => {
-                    for b in block..end {
-                        put(
-                            match states[(b % BLOCKS_PER_EXTENT) as usize].0 {
-                                Presence::Data => BlockState::Data,
-                                Presence::Zero => BlockState::Zero,
-                                Presence::Absent => BlockState::Absent,
-                            },
-                            1,
-                        );
-                    }
+            if newest == NONE {
+                put(BlockState::Absent, end - block);
+            } else {
+                let states = disk.states(newest, view);
+                for b in block..end {
+                    put(
+                        match state(states[(b % BLOCKS_PER_EXTENT) as usize]) {
+                            Presence::Data => BlockState::Data,
+                            Presence::Zero => BlockState::Zero,
+                            Presence::Absent => BlockState::Absent,
+                        },
+                        1,
+                    );
                 }
             }
             block = end;
         }
         Reply::Map { runs }
+    }
+
+    /// Is any block of the volume absent in one of the views? What lies beyond the volume's end is not asked about.
+    fn any_absent(&self, replica: u32, views: &Generations, head: bool) -> bool {
+        let disk = self.disk();
+        let r = disk.records.replica(replica);
+        let geometry = disk.records.branch_of(replica).record.geometry;
+        let begin = geometry.offset(r.record.chunk, 0);
+        let bytes = geometry.size.saturating_sub(begin).min(geometry.chunk_bytes());
+        let blocks = u32::try_from(bytes.div_ceil(proto::limits::BLOCK as u64)).expect("at most a chunk");
+        // The oldest view sees least: what is there is there in all later ones.
+        let Some(oldest) = views.iter().next().map(View::At).or(head.then_some(View::Head)) else {
+            return false;
+        };
+        (0..blocks.div_ceil(BLOCKS_PER_EXTENT)).any(|extent| {
+            let states = disk.states(r.index.get(extent), oldest);
+            let count = (blocks - extent * BLOCKS_PER_EXTENT).min(BLOCKS_PER_EXTENT) as usize;
+            states[..count].iter().any(|s| s.0 == Presence::Absent)
+        })
     }
 }

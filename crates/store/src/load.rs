@@ -20,7 +20,7 @@ const DEPTH: usize = 2;
 /// A block that the drive does not read is tried again so often.
 const TRIES: u8 = 3;
 /// What a drive says of a sector that it cannot read: EIO, ENODATA, EILSEQ, EREMOTEIO. Anything else says nothing of the block.
-const MEDIA_ERRORS: [i32; 4] = [5, 61, 84, 121];
+pub(crate) const MEDIA_ERRORS: [i32; 4] = [5, 61, 84, 121];
 
 /// A block whose bytes are still to be read.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -89,7 +89,7 @@ impl Store {
     pub(crate) fn list_slice(&mut self, next: u64, last: u64) -> (u64, VecDeque<Px>) {
         assert!(self.loader.is_done(), "one slice at a time");
         let disk = self.disk();
-        let begin = disk.journal.get(next).map_or(0, |b| b.position);
+        let begin = disk.journal.get(next).expect("the ring holds what is not home").position;
         let end = begin + disk.layout.slice();
         let upto =
             (next..=last).take_while(|s| disk.journal.get(*s).is_some_and(|b| b.position < end)).last();

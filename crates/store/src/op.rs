@@ -45,6 +45,8 @@ pub enum Then {
         token: u64,
         written: u32,
     },
+    /// The sweep may go on.
+    Swept,
     /// Once a flush covers it.
     Flushed(Box<Answer>),
 }
@@ -55,6 +57,7 @@ pub enum Answer {
     Report { source: Source, token: u64, branch: BranchId, fence: u32 },
     DoubtEnded { source: Source, token: u64, branch: BranchId },
     Deleted { replicas: Vec<HeldReplica> },
+    Kept { branch: BranchId, index: proto::ListIndex },
 }
 
 impl Op {

@@ -3,12 +3,13 @@
 //! Reads never wait for the journal. What is read from the drive is pinned meanwhile: nothing overwrites it.
 
 use crate::disk::page::Presence;
-use crate::event::{IoOp, IoResult, Notice, Source};
-use crate::listing::mix;
+use crate::event::{Failure, IoOp, IoResult, Notice, Source};
+use crate::listing::{last_of, mix};
+use crate::load::MEDIA_ERRORS;
 use crate::overlay::What;
 use crate::store::{Disk, Job, Store};
 use crate::table::{NONE, Px};
-use proto::limits::{BLOCK, BLOCKS_PER_EXTENT, FRAME_PAYLOAD_MAX};
+use proto::limits::{BLOCK, BLOCKS_PER_EXTENT, FRAME_PAYLOAD_MAX, READER_EPOCH};
 use proto::message::{BlockState, Reply, Request, Run, Scope, View};
 use proto::record::Sum;
 use proto::{BranchId, ChunkIndex, Generation, PageBuf, Payload, Refusal, Version};
@@ -79,11 +80,9 @@ impl Disk {
         let mut px = self.records.replica(replica).index.get(extent);
         while px != NONE {
             let e = self.table.get(px);
-            let visible = match view {
-                View::Head => true,
-                View::At(g) => e.generation <= g,
-            };
-            if visible && let Some(seen) = self.look_at(px, at) {
+            if e.generation <= last_of(view)
+                && let Some(seen) = self.look_at(px, at)
+            {
                 return seen;
             }
             px = e.next;
@@ -170,10 +169,29 @@ impl Store {
         Ok(())
     }
 
-    /// Who may read: the head, nobody of an older epoch; resync, only from a replica not in doubt.
+    /// Who may read: a session, of the newest epoch known here, all that is not withdrawn; whoever has none, what this
+    /// replica holds whole. Resync, only from a replica not in doubt.
     pub(crate) fn check_reader(&self, scope: &Scope, view: View, resync: bool) -> Result<u32, Refusal> {
+        if scope.epoch == READER_EPOCH
+            && let View::At(g) = view
+        {
+            let replica = self.check_replica(scope)?;
+            let incomplete = self.bugs().serve_incomplete;
+            let serves = self.disk().serves(replica, g, incomplete) && !resync;
+            return if serves { Ok(replica) } else { Err(Refusal::UnknownView) };
+        }
+        let replica = self.check_session(scope, resync)?;
+        match view {
+            View::At(g) if self.disk().records.branch_of(replica).is_withdrawn(g) => {
+                Err(Refusal::UnknownView)
+            }
+            _ => Ok(replica),
+        }
+    }
+    /// Nobody of an older epoch.
+    pub(crate) fn check_session(&self, scope: &Scope, resync: bool) -> Result<u32, Refusal> {
         let replica = self.check_replica(scope)?;
-        if view == View::Head && self.branch_epoch(scope.branch).is_some_and(|e| scope.epoch < e) {
+        if self.branch_epoch(scope.branch).is_some_and(|e| scope.epoch < e) {
             return Err(Refusal::OldEpoch);
         }
         if resync && self.disk().records.branch_of(replica).in_doubt {
@@ -225,7 +243,7 @@ impl Store {
         );
     }
 
-    pub(crate) fn read_done(&mut self, id: usize, part: usize, result: IoResult) {
+    pub(crate) fn read_done(&mut self, id: usize, part: usize, at: Option<u64>, result: IoResult) {
         let job = &mut self.reads[id];
         let Part { first, count } = job.parts[part];
         let disk = self.disk.as_mut().expect("opened");
@@ -240,7 +258,11 @@ impl Store {
         }
         job.waiting -= 1;
         match result {
-            IoResult::Read(bytes) => job.take(part, &bytes),
+            IoResult::Read(bytes) if bytes.blocks() == count => job.take(part, &bytes),
+            // Not the medium's fault: the block may be well.
+            IoResult::Failed(errno) if !MEDIA_ERRORS.contains(&errno) => {
+                return self.fail(Failure::of_io(at, errno));
+            }
             _ if count == 1 => job.blocks[first].state = BlockState::Bad,
             _ => {
                 // One bad sector must not spoil its neighbours: each block by itself.
@@ -277,8 +299,8 @@ impl ReadJob {
     /// Bytes have come: each block is checked.
     fn take(&mut self, part: usize, bytes: &Payload) {
         let Part { first, count } = self.parts[part];
-        let mut good = bytes.blocks() == count;
-        for i in 0..count.min(bytes.blocks()) {
+        let mut good = true;
+        for i in 0..count {
             let seen = &mut self.blocks[first + i];
             if Sum::of(bytes.block(i)) == seen.sum {
                 seen.bytes = Bytes::Memory(bytes.slice(i, 1));

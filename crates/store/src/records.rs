@@ -3,13 +3,13 @@
 //! The state here is the *admitted* one: a change is made at once and its entry pushed. Beside it stands what is
 //! flushed, slot by slot: that is what record pages show. Never decides who may change what: admission does.
 
-use crate::disk::page::{BranchRecord, RECORD_SLOT, ReplicaRecord, Slot};
+use crate::disk::page::{BranchRecord, KeepWindow, RECORD_SLOT, ReplicaRecord, Slot, WINDOW};
 use crate::event::Source;
 use crate::table::ExtentIndex;
 use proto::limits::BLOCKS_PER_EXTENT;
-use proto::{BranchId, ChunkIndex, Map, Version};
+use proto::{BranchId, ChunkIndex, Generation, Generations, ListIndex, Map, Version};
 use slab::Slab;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// A branch with at least one replica here.
 pub struct Branch {
@@ -25,12 +25,34 @@ pub struct Branch {
     pub marks_dirty: bool,
     /// The durable mark that is stored and flushed.
     pub stored_durable: Version,
+    /// Generations that keep-lists named and none has withdrawn since.
+    pub kept: Generations,
+    /// Slots of the windows that say so; one for each window that is not empty.
+    pub windows: BTreeMap<u32, u32>,
+    /// The newest list that is obeyed and flushed.
+    pub list_flushed: ListIndex,
+}
+impl Branch {
+    /// The view is withdrawn, or was never kept: what it saw may be gone.
+    #[must_use]
+    pub fn is_withdrawn(&self, g: Generation) -> bool {
+        g < self.record.list.open && !self.kept.contains(g)
+    }
+    /// Some sealed, kept view sees what is written in this generation.
+    #[must_use]
+    pub fn is_frozen(&self, g: Generation) -> bool {
+        self.kept.at_or_above(g).is_some_and(|view| view < self.record.list.open)
+    }
 }
 
 /// A resync attempt with a replica here as its target.
 pub struct AttemptState {
     pub number: u64,
     pub source: Source,
+    /// That the session writes, and that the head is pulled into.
+    pub generation: Generation,
+    /// Older views are pulled before the head.
+    pub layered: bool,
     /// Blocks written or discarded since it began; they win over what is pulled.
     pub written: BlockSet,
 }
@@ -41,6 +63,7 @@ pub struct Replica {
     pub slot: u32,
     pub index: ExtentIndex,
     pub attempt: Option<AttemptState>,
+    pub marked: crate::sweep::Marked,
 }
 
 /// A set of blocks of a chunk.
@@ -74,6 +97,21 @@ pub enum Owner {
     Nobody,
     Branch(u32),
     Replica(u32),
+    /// A window of a branch's kept generations.
+    Window(u32, u32),
+}
+
+/// The windows that a set of generations needs.
+fn windows_of(kept: &Generations) -> BTreeSet<u32> {
+    kept.ranges().iter().flat_map(|(a, b)| a.0 / WINDOW..=b.0 / WINDOW).collect()
+}
+/// What one window shows of it.
+fn in_window(kept: &Generations, window: u32) -> Generations {
+    let first = window * WINDOW;
+    let last = first + (WINDOW - 1);
+    let clipped = kept.ranges().iter().filter(|(a, b)| a.0 <= last && b.0 >= first);
+    let ranges = clipped.map(|(a, b)| (Generation(a.0.max(first)), Generation(b.0.min(last)))).collect();
+    Generations::of_ranges(ranges).expect("parts of a set are one")
 }
 
 pub struct Records {
@@ -136,6 +174,17 @@ impl Records {
     pub fn free_slots(&self) -> usize {
         self.free.len()
     }
+    /// Slots that no new replica gets.
+    #[must_use]
+    pub fn spare_slots(&self) -> usize {
+        (self.owners.len() / 16).min(64)
+    }
+    /// The replica is there, and not being erased.
+    #[must_use]
+    pub fn is_live(&self, number: u32) -> bool {
+        let r = self.replicas.get(number as usize);
+        r.is_some_and(|r| self.replica_number(r.record.branch, r.record.chunk) == Some(number))
+    }
     /// Branches in the order of their ids.
     #[must_use]
     pub fn sorted(&self) -> Vec<&Branch> {
@@ -152,6 +201,7 @@ impl Records {
     fn insert_branch(&mut self, record: BranchRecord, slot: u32) -> u32 {
         let id = record.branch;
         let stored_durable = record.marks.durable;
+        let list_flushed = record.list.index;
         let branch = Branch {
             record,
             slot,
@@ -161,6 +211,9 @@ impl Records {
             creditor: Source(0),
             marks_dirty: false,
             stored_durable,
+            kept: Generations::new(),
+            windows: BTreeMap::new(),
+            list_flushed,
         };
         let number = u32::try_from(self.branches.insert(branch)).expect("no more than slots");
         self.by_branch.insert(id, number);
@@ -175,7 +228,14 @@ impl Records {
     fn insert_replica(&mut self, record: ReplicaRecord, slot: u32) -> u32 {
         let branch = self.by_branch[&record.branch];
         let key = (record.branch, record.chunk);
-        let replica = Replica { branch, record, slot, index: ExtentIndex::default(), attempt: None };
+        let replica = Replica {
+            branch,
+            record,
+            slot,
+            index: ExtentIndex::default(),
+            attempt: None,
+            marked: crate::sweep::Marked::default(),
+        };
         let number = u32::try_from(self.replicas.insert(replica)).expect("no more than slots");
         self.by_chunk.insert(key, number);
         self.branches[branch as usize].replicas.insert(key.1, number);
@@ -183,8 +243,42 @@ impl Records {
         number
     }
 
+    /// Slots that the branch lacks to say that these generations are kept.
+    #[must_use]
+    pub fn windows_lacking(&self, branch: u32, kept: &Generations) -> usize {
+        let there = &self.branches[branch as usize].windows;
+        windows_of(kept).iter().filter(|w| !there.contains_key(w)).count()
+    }
+    /// These generations are kept from now on (the caller has counted the slots). Gives back the slots whose content
+    /// has changed; those of windows that are empty now are free.
+    pub fn set_kept(&mut self, branch: u32, kept: Generations) -> Vec<u32> {
+        let needed = windows_of(&kept);
+        let b = &mut self.branches[branch as usize];
+        let before = std::mem::replace(&mut b.kept, kept);
+        let all: BTreeSet<u32> = b.windows.keys().copied().chain(needed.iter().copied()).collect();
+        let mut changed = Vec::new();
+        for window in all {
+            if let Some(slot) = b.windows.get(&window).copied() {
+                if !needed.contains(&window) {
+                    b.windows.remove(&window);
+                    self.owners[slot as usize] = Owner::Nobody;
+                    self.free.push(slot);
+                } else if in_window(&before, window) == in_window(&b.kept, window) {
+                    continue;
+                }
+                changed.push(slot);
+            } else {
+                let slot = self.free.pop().expect("the caller has counted the slots");
+                b.windows.insert(window, slot);
+                self.owners[slot as usize] = Owner::Window(branch, window);
+                changed.push(slot);
+            }
+        }
+        changed
+    }
+
     /// Forgets a replica as far as requests go; its extents are still on the drive. Gives back the slots that are
-    /// empty now: its own, and its branch's if it was the last one.
+    /// empty now: its own, and with the last one its branch's and those of its windows.
     pub fn delete_replica(&mut self, number: u32) -> Vec<u32> {
         let (branch, slot, key) = {
             let r = self.replica(number);
@@ -195,6 +289,7 @@ impl Records {
         let b = &mut self.branches[branch as usize];
         b.replicas.remove(&key.1);
         if b.replicas.is_empty() {
+            emptied.extend(b.windows.values());
             emptied.push(b.slot);
             self.by_branch.remove(&key.0);
             self.branches.remove(branch as usize);
@@ -232,6 +327,11 @@ impl Records {
             Owner::Nobody => Slot::Empty,
             Owner::Branch(n) => Slot::Branch(self.branches[n as usize].record.clone()),
             Owner::Replica(n) => Slot::Replica(self.replica(n).record.clone()),
+            Owner::Window(n, window) => {
+                let b = &self.branches[n as usize];
+                let (branch, index) = (b.record.branch, b.record.list.index);
+                Slot::Keep(KeepWindow { branch, window, index, kept: in_window(&b.kept, window) })
+            }
         }
     }
     /// What a slot's page shows: what is flushed; a branch's marks as they are now (they only ever rise, and what
@@ -264,17 +364,43 @@ impl Records {
         for n in empty {
             let b = self.branches.remove(n as usize);
             self.by_branch.remove(&b.record.branch);
-            self.owners[b.slot as usize] = Owner::Nobody;
-            self.free.push(b.slot);
+            for slot in b.windows.into_values().chain([b.slot]) {
+                self.owners[slot as usize] = Owner::Nobody;
+                self.free.push(slot);
+            }
+        }
+    }
+    /// For checks: each window of each branch is in its slot, and none is empty.
+    pub fn check_windows(&self) {
+        for (number, b) in &self.branches {
+            let needed: BTreeSet<u32> = windows_of(&b.kept);
+            assert!(b.windows.keys().eq(needed.iter()), "a window for each part of what is kept");
+            for (window, slot) in &b.windows {
+                let number = u32::try_from(number).expect("no more than slots");
+                assert_eq!(self.owners[*slot as usize], Owner::Window(number, *window), "a window's slot");
+            }
         }
     }
 
-    /// After recovery: from what the slots hold. Replicas whose branch is missing are left out (their slots are
+    /// False if its branch is missing, as of one that was deleted.
+    fn insert_window(&mut self, w: &KeepWindow, slot: u32) -> bool {
+        let Some(branch) = self.branch_number(w.branch) else { return false };
+        let b = &mut self.branches[branch as usize];
+        if b.windows.contains_key(&w.window) || w.kept.is_empty() {
+            return false;
+        }
+        b.windows.insert(w.window, slot);
+        w.kept.iter().for_each(|g| b.kept.insert(g));
+        self.owners[slot as usize] = Owner::Window(branch, w.window);
+        true
+    }
+
+    /// After recovery: from what the slots hold. Replicas and windows whose branch is missing are left out (their slots are
     /// given back): cannot be, unless a page is damaged.
     pub fn restore(slots: Vec<Slot>) -> (Records, Vec<u32>) {
         let count = u32::try_from(slots.len()).expect("as many as the zone has");
         let mut records = Records::new(count);
-        let mut replicas = Vec::new();
+        let (mut replicas, mut windows) = (Vec::new(), Vec::new());
         let mut orphans = Vec::new();
         let mut empty = Vec::new();
         for (number, slot) in (0..count).zip(slots) {
@@ -285,6 +411,7 @@ impl Records {
                     records.insert_branch(b, number);
                 }
                 Slot::Replica(r) => replicas.push((number, r)),
+                Slot::Keep(w) => windows.push((number, w)),
             }
         }
         // Two of one chunk cannot be either; the younger one would be the true one.
@@ -294,6 +421,12 @@ impl Records {
             if known && !records.by_chunk.contains_key(&(r.branch, r.chunk)) {
                 records.insert_replica(r, number);
             } else {
+                orphans.push(number);
+                records.stored[number as usize] = None;
+            }
+        }
+        for (number, w) in windows {
+            if !records.insert_window(&w, number) {
                 orphans.push(number);
                 records.stored[number as usize] = None;
             }

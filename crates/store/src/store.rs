@@ -18,7 +18,8 @@ use crate::pages::Pages;
 use crate::read::ReadJob;
 use crate::records::Records;
 use crate::recovery::Recovery;
-use crate::table::{Px, Table};
+use crate::sweep::Sweeper;
+use crate::table::{NONE, Px, Table};
 use proto::message::{Reply, ReplyFrame};
 use proto::{BranchId, ClusterId, DriveId, Map, NodeId, OpenId, Refusal, Set, Time, Version};
 use slab::Slab;
@@ -115,6 +116,7 @@ pub struct Store {
     pub(crate) flusher: Flusher,
     pub(crate) checkpoint: Checkpoint,
     pub(crate) loader: crate::load::Loader,
+    pub(crate) sweeper: Sweeper,
     pub(crate) reads: Slab<ReadJob>,
     /// Connections that have sent something and are open.
     pub(crate) sources: Set<Source>,
@@ -146,6 +148,7 @@ impl Store {
             flusher: Flusher::default(),
             checkpoint: Checkpoint::default(),
             loader: crate::load::Loader::default(),
+            sweeper: Sweeper::default(),
             reads: Slab::new(),
             sources: Set::default(),
             credits: 0,
@@ -180,6 +183,7 @@ impl Store {
             Event::Fail(failure) => self.fail(failure),
             Event::Delete { replicas, index } => self.delete(replicas, index),
             Event::TurnEnd | Event::Wake => self.intake.turn_ended = true,
+            Event::Keep(list) => self.keep(list),
             Event::Close => self.close(),
         }
         self.maintain();
@@ -203,6 +207,7 @@ impl Store {
             return;
         }
         self.unblock();
+        self.push_sweep();
         if self.intake.turn_ended {
             self.intake.turn_ended = false;
             self.seal();
@@ -223,7 +228,7 @@ impl Store {
         }
         let marks =
             self.marks_since.filter(|_| can_seal).map_or(Time::FAR, |t| t + proto::limits::MARKS_EVERY);
-        self.flusher.deadline().min(marks).min(self.checkpoint_deadline())
+        self.flusher.deadline().min(marks).min(self.checkpoint_deadline()).min(self.sweep_deadline())
     }
 
     fn io_done(&mut self, io: IoId, result: IoResult) {
@@ -235,7 +240,7 @@ impl Store {
             self.stamp += 1;
         }
         match (job, result) {
-            (Job::Read(job, part), result) => self.read_done(job, part, result),
+            (Job::Read(job, part), result) => self.read_done(job, part, at, result),
             (Job::Open, result) => self.open_io(at, result),
             (Job::Load(run), result) => self.load_done(run, at, result),
             (_, IoResult::Failed(errno)) => self.fail(Failure::of_io(at, errno)),
@@ -326,6 +331,14 @@ impl Disk {
     /// The home of an extent of a replica in exactly this generation (reserved ones too).
     pub(crate) fn find(&self, replica: u32, extent: u32, generation: proto::Generation) -> Option<Px> {
         self.table.find(&self.records.replica(replica).index, extent, generation)
+    }
+    /// Does an older generation of the extent have a home?
+    pub(crate) fn has_beneath(&self, replica: u32, extent: u32, generation: proto::Generation) -> bool {
+        let mut px = self.records.replica(replica).index.get(extent);
+        while px != NONE && self.table.get(px).generation >= generation {
+            px = self.table.get(px).next;
+        }
+        px != NONE
     }
     pub(crate) fn link(&mut self, px: Px) {
         let replica = self.table.get(px).replica;

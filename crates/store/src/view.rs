@@ -11,7 +11,8 @@ use proto::limits::BLOCKS_PER_EXTENT;
 use proto::message::{BlockState, View};
 use proto::record::Sum;
 use proto::{
-    BlockRange, BranchId, ChunkIndex, ConfigNumber, DriveId, Epoch, Incarnation, Marks, NodeId, Version,
+    BlockRange, BranchId, ChunkIndex, ConfigNumber, DriveId, Epoch, Generation, Generations, Incarnation,
+    ListIndex, Marks, NodeId, Version,
 };
 
 /// A block as the store's memory has it.
@@ -155,6 +156,29 @@ impl Store {
         let Some(d) = &self.disk else { return Vec::new() };
         d.records.sorted().iter().flat_map(|b| d.held(b)).collect()
     }
+    /// What the newest keep-list left: its index, the least generation that is not sealed, and which are kept.
+    #[must_use]
+    pub fn kept(&self, branch: BranchId) -> Option<(ListIndex, Generation, Generations)> {
+        let b = self.disk.as_ref()?.records.branch(branch)?;
+        Some((b.record.list.index, b.record.list.open, b.kept.clone()))
+    }
+    /// Would a reader without a session be served this view?
+    #[must_use]
+    pub fn serves(&self, branch: BranchId, chunk: ChunkIndex, g: Generation) -> bool {
+        let Some(d) = &self.disk else { return false };
+        let replica = d.records.replica_number(branch, chunk);
+        replica.is_some_and(|n| d.serves(n, g, false))
+    }
+    /// Physical extents of a replica: extent, generation. Those that an entry on its way frees are not among them.
+    #[must_use]
+    pub fn extents(&self, branch: BranchId, chunk: ChunkIndex) -> Vec<(u32, Generation)> {
+        let Some(d) = &self.disk else { return Vec::new() };
+        let Some(n) = d.records.replica_number(branch, chunk) else { return Vec::new() };
+        let homes = d.records.replica(n).index.range(0, u32::MAX);
+        homes
+            .flat_map(|(e, px)| d.chain(px).into_iter().map(move |px| (e, d.table.get(px).generation)))
+            .collect()
+    }
     /// Number of the resync attempt whose target a replica is.
     #[must_use]
     pub fn attempt(&self, branch: BranchId, chunk: ChunkIndex) -> Option<u64> {
@@ -182,6 +206,7 @@ impl Store {
         let Some(d) = &self.disk else { return false };
         self.intake.is_empty()
             && self.jobs.is_empty()
+            && self.sweeper.is_idle()
             && d.overlay.len() == 0
             && d.journal.first_seq() == d.journal.next_seq
             && d.writing.is_none()
@@ -214,8 +239,44 @@ impl Store {
         }
         assert!(live.is_empty(), "blocks of batches that the ring has passed: {live:?}");
         self.check_extents();
+        self.check_lists();
         let credits: u64 = d.records.branches.iter().map(|(_, b)| b.credits).sum();
         assert_eq!(credits, self.credits, "credits add up");
+    }
+
+    /// What is kept has its slots, what is whole its list; and no sweep on its way frees what a view sees.
+    fn check_lists(&self) {
+        let d = self.disk.as_ref().expect("the caller has looked");
+        d.records.check_windows();
+        for (_, b) in &d.records.branches {
+            let list = b.record.list;
+            assert!(b.list_flushed <= list.index && list.open <= list.head, "lists grow");
+            assert!(list.index.0 > 0 || b.kept.is_empty(), "nothing is kept without a list");
+            for n in b.replicas.values() {
+                let r = &d.records.replica(*n).record;
+                assert!(!r.whole || list.index.0 > 0, "whole by a list");
+                assert!(r.complete < list.open || r.complete.0 == 0, "complete up to what is sealed");
+            }
+        }
+        if self.bugs().free_kept || self.bugs().late_list_frees {
+            return;
+        }
+        let swept = self.intake.waiting.iter().filter(|op| matches!(op.then, Then::Swept));
+        for op in swept.filter(|op| d.records.is_live(op.replica)) {
+            let b = d.records.branch_of(op.replica);
+            let generation = Generation(op.raw.generation.get());
+            assert!(generation < b.record.list.open, "what is not sealed is never swept");
+            let head = b.record.list.named.then_some(b.record.list.head);
+            for i in (0..512u32).filter(|i| op.raw.sums[(i / 32) as usize].get() >> (i % 32) & 1 == 1) {
+                let extent = op.raw.first.get() + i;
+                let px = d.find(op.replica, extent, generation).expect("held");
+                let newest = d.records.replica(op.replica).index.get(extent);
+                for view in b.kept.iter().chain(head) {
+                    let seen = d.states(newest, View::At(view)).iter().any(|s| s.2 == px);
+                    assert!(!seen, "a sweep frees what view {view} sees of extent {extent}");
+                }
+            }
+        }
     }
 
     /// Every extent is either free, or promised, or some replica's.

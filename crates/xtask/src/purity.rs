@@ -3,7 +3,8 @@
 use crate::build;
 use anyhow::{Result, bail};
 
-pub const PURE: &[&str] = &["proto", "store", "volume", "nbd", "node", "meta", "oracle", "schedule", "stream"];
+pub const PURE: &[&str] =
+    &["proto", "store", "volume", "nbd", "node", "meta", "oracle", "schedule", "stream"];
 const BANNED: &[&str] =
     &["libc", "io-uring", "tokio", "mio", "rustix", "nix", "rand", "getrandom", "tonic", "redb", "openraft"];
 

@@ -4,8 +4,8 @@
 use super::crc_without;
 use proto::limits::{BLOCK, BLOCKS_PER_EXTENT};
 use proto::{
-    BranchId, ChunkIndex, ConfigNumber, Configuration, DriveId, Epoch, Generation, Geometry, Incarnation,
-    Marks, Member, MemberState, NodeId, PageBuf, Place, Version,
+    BranchId, ChunkIndex, ConfigNumber, Configuration, DriveId, Epoch, Generation, Generations, Geometry,
+    Incarnation, ListIndex, Marks, Member, MemberState, NodeId, PageBuf, Place, Version,
 };
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -153,6 +153,10 @@ impl States {
         self.0 & 0x5555_5555 != 0
     }
     #[must_use]
+    pub fn any_zero(self) -> bool {
+        self.0 & 0xaaaa_aaaa != 0
+    }
+    #[must_use]
     pub fn is_valid(self) -> bool {
         self.0 & (self.0 >> 1) & 0x5555_5555 == 0
     }
@@ -213,6 +217,21 @@ pub struct BranchRecord {
     pub parent: Option<(BranchId, Generation)>,
     pub geometry: Geometry,
     pub name: String,
+    pub list: ListRecord,
+}
+
+/// What the newest keep-list said that was obeyed; which generations are kept stands in windows of their own.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct ListRecord {
+    /// 0: there was none.
+    pub index: ListIndex,
+    /// All generations below are sealed. Never falls.
+    pub open: Generation,
+    /// The head's generation at that index. Never falls.
+    pub head: Generation,
+    pub placed: Incarnation,
+    /// The head is a view.
+    pub named: bool,
 }
 
 /// What a drive keeps about one chunk that it has a replica of.
@@ -222,6 +241,24 @@ pub struct ReplicaRecord {
     pub chunk: ChunkIndex,
     pub incarnation: Incarnation,
     pub configuration: Configuration,
+    /// It holds every kept generation up to here (0: none); while it is `whole`, all below the list's `open` too.
+    pub complete: Generation,
+    /// The newest keep-list calls it in-sync.
+    pub whole: bool,
+}
+
+/// Generations of a window.
+pub const WINDOW: u32 = 1536;
+
+/// Which generations of a branch are kept, `WINDOW` of them: those named by a keep-list and not withdrawn since.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct KeepWindow {
+    pub branch: BranchId,
+    /// The first one is `window * WINDOW`.
+    pub window: u32,
+    /// The list that changed it last; information only.
+    pub index: ListIndex,
+    pub kept: Generations,
 }
 
 /// What a record slot holds.
@@ -231,6 +268,7 @@ pub enum Slot {
     Empty,
     Branch(BranchRecord),
     Replica(ReplicaRecord),
+    Keep(KeepWindow),
 }
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -254,6 +292,12 @@ struct RawBranch {
     parent_generation: U32,
     reserved2: U32,
     name: [u8; 64],
+    list_index: U64,
+    list_open: U32,
+    list_head: U32,
+    list_placed: U64,
+    list_named: U32,
+    reserved3: U32,
 }
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -276,10 +320,26 @@ struct RawReplica {
     incarnation: U64,
     number: U64,
     member: [RawMember; proto::limits::MEMBERS_MAX],
+    complete: U32,
+    whole: u8,
+}
+
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct RawWindow {
+    kind: u8,
+    reserved: [u8; 3],
+    window: U32,
+    branch: U64,
+    index: U64,
+    reserved2: U64,
+    bits: [u8; WINDOW as usize / 8],
 }
 const _: () = assert!(size_of::<RawBranch>() <= RECORD_SLOT && size_of::<RawReplica>() <= RECORD_SLOT);
+const _: () = assert!(size_of::<RawWindow>() <= RECORD_SLOT);
 const KIND_BRANCH: u8 = 1;
 const KIND_REPLICA: u8 = 2;
+const KIND_KEEP: u8 = 3;
 
 impl Slot {
     #[must_use]
@@ -289,6 +349,7 @@ impl Slot {
             Slot::Empty => {}
             Slot::Branch(b) => out[..size_of::<RawBranch>()].copy_from_slice(RawBranch::of(b).as_bytes()),
             Slot::Replica(r) => out[..size_of::<RawReplica>()].copy_from_slice(RawReplica::of(r).as_bytes()),
+            Slot::Keep(w) => out[..size_of::<RawWindow>()].copy_from_slice(RawWindow::of(w).as_bytes()),
         }
         out
     }
@@ -297,8 +358,9 @@ impl Slot {
     pub fn decode(bytes: &[u8]) -> Option<Slot> {
         match bytes.first()? {
             0 => Some(Slot::Empty),
-            1 => RawBranch::read_from_prefix(bytes).ok()?.0.record().map(Slot::Branch),
-            2 => RawReplica::read_from_prefix(bytes).ok()?.0.record().map(Slot::Replica),
+            &KIND_BRANCH => RawBranch::read_from_prefix(bytes).ok()?.0.record().map(Slot::Branch),
+            &KIND_REPLICA => RawReplica::read_from_prefix(bytes).ok()?.0.record().map(Slot::Replica),
+            &KIND_KEEP => RawWindow::read_from_prefix(bytes).ok()?.0.window().map(Slot::Keep),
             _ => None,
         }
     }
@@ -337,6 +399,11 @@ impl RawBranch {
             raw.parent = parent.0.into();
             raw.parent_generation = generation.0.into();
         }
+        raw.list_index = b.list.index.0.into();
+        raw.list_open = b.list.open.0.into();
+        raw.list_head = b.list.head.0.into();
+        raw.list_placed = b.list.placed.0.into();
+        raw.list_named = u32::from(b.list.named).into();
         raw
     }
     fn record(&self) -> Option<BranchRecord> {
@@ -356,6 +423,13 @@ impl RawBranch {
             parent,
             geometry: Geometry { size: self.size.get(), chunk_shift: self.chunk_shift },
             name: std::str::from_utf8(name).ok()?.to_owned(),
+            list: ListRecord {
+                index: ListIndex(self.list_index.get()),
+                open: Generation(self.list_open.get()),
+                head: Generation(self.list_head.get()),
+                placed: Incarnation(self.list_placed.get()),
+                named: self.list_named.get() != 0,
+            },
         })
     }
 }
@@ -369,6 +443,8 @@ impl RawReplica {
         raw.branch = r.branch.0.into();
         raw.incarnation = r.incarnation.0.into();
         raw.number = r.configuration.number.0.into();
+        raw.complete = r.complete.0.into();
+        raw.whole = u8::from(r.whole);
         for (raw, m) in raw.member.iter_mut().zip(&r.configuration.members) {
             raw.drive = m.place.drive.0.into();
             raw.incarnation = m.place.incarnation.0.into();
@@ -403,6 +479,77 @@ impl RawReplica {
             chunk: ChunkIndex(self.chunk.get()),
             incarnation: Incarnation(self.incarnation.get()),
             configuration,
+            complete: Generation(self.complete.get()),
+            whole: self.whole != 0,
         })
+    }
+}
+
+impl RawWindow {
+    fn of(w: &KeepWindow) -> RawWindow {
+        let mut raw = RawWindow::new_zeroed();
+        raw.kind = KIND_KEEP;
+        raw.window = w.window.into();
+        raw.branch = w.branch.0.into();
+        raw.index = w.index.0.into();
+        for g in w.kept.iter() {
+            assert_eq!(g.0 / WINDOW, w.window, "a window holds its own generations");
+            let at = (g.0 % WINDOW) as usize;
+            raw.bits[at / 8] |= 1 << (at % 8);
+        }
+        raw
+    }
+    fn window(&self) -> Option<KeepWindow> {
+        let window = self.window.get();
+        let first = window.checked_mul(WINDOW).filter(|f| f.checked_add(WINDOW).is_some())?;
+        let set = |at: &u32| self.bits[(at / 8) as usize] >> (at % 8) & 1 == 1;
+        let kept: Generations =
+            (0..WINDOW).filter(set).filter(|at| first + at > 0).map(|at| Generation(first + at)).collect();
+        let index = ListIndex(self.index.get());
+        Some(KeepWindow { branch: BranchId(self.branch.get()), window, index, kept })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn slots_come_back_as_they_were(
+            numbers: [u64; 8], small: [u32; 6], named: bool, whole: bool, window in 0u32..2_000_000,
+            bits in prop::collection::btree_set(0u32..WINDOW, 0..200), parent: bool, members in 0usize..8,
+        ) {
+            let list = ListRecord {
+                index: ListIndex(numbers[0]), open: Generation(small[0]), head: Generation(small[1]),
+                placed: Incarnation(numbers[1]), named,
+            };
+            let branch = Slot::Branch(BranchRecord {
+                branch: BranchId(numbers[2]), epoch: Epoch(small[2]), holder: NodeId(small[3]),
+                marks: Marks { committed: Version::new(Epoch(1), numbers[3]), durable: Version::new(Epoch(1), numbers[4]) },
+                clear_seq: numbers[5], generation: Generation(small[4]),
+                parent: parent.then(|| (BranchId(numbers[6]), Generation(small[5].max(1)))),
+                geometry: Geometry { size: numbers[7], chunk_shift: 24 }, name: "v".into(), list,
+            });
+            let place = Place { node: NodeId(small[3]), drive: DriveId(numbers[3]), incarnation: Incarnation(numbers[4]) };
+            let member = Member { place, state: MemberState::Stale };
+            let replica = Slot::Replica(ReplicaRecord {
+                branch: BranchId(numbers[0]), chunk: ChunkIndex(small[0]), incarnation: Incarnation(numbers[1]),
+                configuration: Configuration { number: ConfigNumber(numbers[2]), members: std::iter::repeat_n(member, members).collect() },
+                complete: Generation(small[1]), whole,
+            });
+            let kept = bits.into_iter().map(|b| window * WINDOW + b).filter(|g| *g > 0).map(Generation).collect();
+            let keep = Slot::Keep(KeepWindow { branch: BranchId(numbers[3]), window, index: ListIndex(numbers[4]), kept });
+            for slot in [branch, replica, keep, Slot::Empty] {
+                prop_assert_eq!(Slot::decode(&slot.encode()), Some(slot));
+            }
+        }
+
+        #[test]
+        fn rubbish_in_a_slot_never_panics(kind in 0u8..5, rest in prop::collection::vec(any::<u8>(), RECORD_SLOT - 1)) {
+            let bytes: Vec<u8> = std::iter::once(kind).chain(rest).collect();
+            let _ = Slot::decode(&bytes);
+        }
     }
 }

@@ -335,6 +335,12 @@ impl Store {
                 self.checkpoint.empty.push_back(px);
             }
         }
+        // What was to be swept is not written down anywhere.
+        let listed = disk.records.replicas.iter().map(|(n, _)| u32::try_from(n).expect("no more than slots"));
+        let listed: Vec<u32> =
+            listed.filter(|n| disk.records.branch_of(*n).record.list.index.0 > 0).collect();
+        listed.into_iter().for_each(|n| self.sweep_all(n));
+        let disk = self.disk();
         let replicas = disk.records.sorted().iter().flat_map(|b| disk.held(b)).collect();
         let in_doubt = disk.records.sorted().iter().filter(|b| b.in_doubt).map(|b| b.record.branch).collect();
         let opened = Opened {

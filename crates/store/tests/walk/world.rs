@@ -235,7 +235,7 @@ impl World {
                 }
                 Effect::Failed(f) => return Err(format!("the store failed: {f}")),
                 Effect::Deleted { replicas } => self.deleted(replicas[0].chunk.0),
-                Effect::Closed | Effect::Notice(_) => {}
+                Effect::Closed | Effect::Notice(_) | Effect::Kept { .. } => {}
             }
         }
         Ok(())
@@ -766,6 +766,7 @@ impl World {
             branch: BRANCH,
             chunk: ChunkIndex(chunk),
             extent,
+            after: Generation(0),
             generation: Generation(self.generation),
             version,
             runs,

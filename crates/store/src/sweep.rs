@@ -1,0 +1,247 @@
+//! The sweep: extents of sealed generations of which no kept view sees a block are freed, in the background.
+//!
+//! It owns, per replica, which extents are to be looked at: all when a list was obeyed and after an opening, one when a
+//! block took effect over something older. Invariants: nothing from the list's `open` on is freed; nothing that a kept
+//! view sees, or, if the branch has a name, the head as it was at the list (`head`; what is younger hides nothing); a drop
+//! comes into the journal behind the list that it rests on.
+
+use crate::disk::entry::{DROP_EXTENTS, ExtentKey, drop_extents};
+use crate::intake::Hold;
+use crate::op::{Op, Then};
+use crate::store::{Disk, Phase, Store};
+use crate::table::{NONE, Px, Use};
+use proto::{Generation, Span, Time};
+use std::collections::{BTreeMap, VecDeque};
+
+/// Extents looked at in one go.
+const SLICE: usize = 256;
+/// Between two goes.
+const PAUSE: Span = Span::millis(1);
+/// After something was in the way; and how long new ones are collected.
+const LATER: Span = Span::millis(20);
+/// Drop entries on their way.
+const FLYING: usize = 4;
+
+/// Extents of one replica that are to be looked at.
+#[derive(Default, Clone, Debug)]
+pub struct Marked {
+    /// All from this one on.
+    from: Option<u32>,
+    words: Vec<u64>,
+    queued: bool,
+}
+impl Marked {
+    fn insert(&mut self, extent: u32) {
+        let at = (extent / 64) as usize;
+        if at >= self.words.len() {
+            self.words.resize(at + 1, 0);
+        }
+        self.words[at] |= 1 << (extent % 64);
+    }
+    fn is_empty(&self) -> bool {
+        self.from.is_none() && self.words.is_empty()
+    }
+    /// Takes some of the single ones out.
+    fn take(&mut self, most: usize) -> Vec<u32> {
+        let mut taken = Vec::new();
+        while taken.len() < most
+            && let Some(word) = self.words.last_mut()
+        {
+            if *word == 0 {
+                self.words.pop();
+                continue;
+            }
+            let bit = word.trailing_zeros();
+            *word &= *word - 1;
+            taken.push(u32::try_from(self.words.len() - 1).expect("extents of a chunk") * 64 + bit);
+        }
+        taken
+    }
+}
+
+#[derive(Default)]
+pub(crate) struct Sweeper {
+    /// Replicas with something marked.
+    queue: VecDeque<u32>,
+    /// Drop entries that have not taken effect.
+    pub flying: usize,
+    /// The next look.
+    at: Time,
+}
+impl Sweeper {
+    pub fn is_idle(&self) -> bool {
+        self.queue.is_empty() && self.flying == 0
+    }
+    pub fn deadline(&self) -> Time {
+        if self.queue.is_empty() { Time::FAR } else { self.at }
+    }
+}
+
+impl Store {
+    /// Everything of a replica is to be looked at.
+    pub(crate) fn sweep_all(&mut self, replica: u32) {
+        self.disk_mut().records.replica_mut(replica).marked.from = Some(0);
+        self.queue_sweep(replica, PAUSE);
+    }
+    /// An extent may hide something from now on, by a block of this physical extent.
+    pub(crate) fn sweep_beneath(&mut self, px: Px) {
+        let disk = self.disk();
+        let e = disk.table.get(px);
+        let list = disk.records.branch_of(e.replica).record.list;
+        if e.next != NONE && list.index.0 > 0 && e.generation <= list.head {
+            let (replica, extent) = (e.replica, u32::from(e.extent));
+            self.mark(replica, extent);
+        }
+    }
+    fn mark(&mut self, replica: u32, extent: u32) {
+        self.disk_mut().records.replica_mut(replica).marked.insert(extent);
+        self.queue_sweep(replica, LATER);
+    }
+    fn queue_sweep(&mut self, replica: u32, wait: Span) {
+        if self.sweeper.queue.is_empty() {
+            self.sweeper.at = self.now + wait;
+        }
+        if !std::mem::replace(&mut self.disk_mut().records.replica_mut(replica).marked.queued, true) {
+            self.sweeper.queue.push_back(replica);
+        }
+    }
+
+    pub(crate) fn sweep_deadline(&self) -> Time {
+        if matches!(self.phase, Phase::Open) { self.sweeper.deadline() } else { Time::FAR }
+    }
+    /// Looks at some of what is marked, if it is time.
+    pub(crate) fn push_sweep(&mut self) {
+        if !matches!(self.phase, Phase::Open) || self.now < self.sweeper.deadline() {
+            return;
+        }
+        self.sweeper.at = self.now + PAUSE;
+        if self.sweeper.flying >= FLYING || self.pressed() {
+            self.sweeper.at = self.now + LATER;
+            return;
+        }
+        let mut looks = SLICE;
+        while looks > 0
+            && let Some(replica) = self.sweeper.queue.front().copied()
+        {
+            let extents = self.take_marked(replica, looks);
+            looks = looks.saturating_sub(extents.len().max(1));
+            self.sweep(replica, &extents);
+            let records = &mut self.disk_mut().records;
+            let rest = records.replicas.get_mut(replica as usize).is_some_and(|r| {
+                r.marked.queued = !r.marked.is_empty();
+                r.marked.queued
+            });
+            if !rest {
+                self.sweeper.queue.pop_front();
+            }
+            if self.sweeper.flying >= FLYING {
+                break;
+            }
+        }
+    }
+    fn take_marked(&mut self, replica: u32, most: usize) -> Vec<u32> {
+        let records = &mut self.disk_mut().records;
+        if !records.is_live(replica) {
+            if let Some(r) = records.replicas.get_mut(replica as usize) {
+                r.marked = Marked { queued: true, ..Marked::default() };
+            }
+            return Vec::new();
+        }
+        let r = records.replica_mut(replica);
+        let mut taken = r.marked.take(most);
+        if taken.len() < most
+            && let Some(from) = r.marked.from
+        {
+            let more: Vec<u32> =
+                r.index.range(from, u32::MAX).map(|e| e.0).take(most - taken.len()).collect();
+            let ends = more.len() < most - taken.len();
+            r.marked.from = more.last().map(|e| e + 1).filter(|_| !ends);
+            taken.extend(more);
+        }
+        taken
+    }
+
+    /// Drops what nobody sees of these extents.
+    fn sweep(&mut self, replica: u32, extents: &[u32]) {
+        let mut found: BTreeMap<(Generation, u32), Vec<u32>> = BTreeMap::new();
+        for &extent in extents {
+            for px in self.unseen(replica, extent) {
+                let e = self.disk().table.get(px);
+                let quiet =
+                    matches!(e.usage, Use::Owned | Use::Fresh) && !self.intake.users.contains_key(&px);
+                if quiet {
+                    found.entry((e.generation, extent / DROP_EXTENTS)).or_default().push(extent);
+                } else {
+                    self.mark(replica, extent);
+                    self.sweeper.at = self.now + LATER;
+                }
+            }
+        }
+        for ((generation, _), extents) in found {
+            self.drop_unseen(replica, generation, &extents);
+        }
+    }
+
+    /// One entry for some extents of one generation, of which no two are further apart than it can name.
+    fn drop_unseen(&mut self, replica: u32, generation: Generation, extents: &[u32]) {
+        let first = *extents.iter().min().expect("not empty");
+        let last = *extents.iter().max().expect("not empty");
+        let want = Hold { replica, first, end: last + 1, id: 0 };
+        if self.intake.conflicts(&want, usize::MAX) {
+            extents.iter().for_each(|e| self.mark(replica, *e));
+            self.sweeper.at = self.now + LATER;
+            return;
+        }
+        let mut bits = [0u32; 16];
+        for at in extents.iter().map(|e| e - first) {
+            bits[(at / 32) as usize] |= 1 << (at % 32);
+        }
+        let r = &self.disk().records.replica(replica).record;
+        let (branch, chunk, incarnation) = (r.branch, r.chunk, r.incarnation);
+        let key = ExtentKey { branch, chunk, incarnation, extent: first, generation };
+        let hold = self.intake.hold(replica, first, last + 1);
+        let period = self.intake.enter();
+        self.sweeper.flying += 1;
+        self.intake.waiting.push_back(Op {
+            raw: drop_extents(&key, &bits),
+            payload: None,
+            slot: None,
+            replica,
+            px: NONE,
+            hold,
+            period,
+            source: crate::event::Source(0),
+            then: Then::Swept,
+        });
+    }
+
+    /// The homes of an extent that the list judges and of which no view sees a block.
+    fn unseen(&self, replica: u32, extent: u32) -> Vec<Px> {
+        let disk = self.disk();
+        let (bugs, b) = (self.bugs(), disk.records.branch_of(replica));
+        let list = b.record.list;
+        if list.index.0 == 0 {
+            return Vec::new();
+        }
+        let open = if bugs.late_list_frees { Generation(u32::MAX) } else { list.open };
+        let chain = disk.chain(disk.records.replica(replica).index.get(extent));
+        let judged = chain.iter().enumerate().filter(|(_, px)| disk.table.get(**px).generation < open);
+        let unseen = judged.filter(|(i, px)| {
+            let g = disk.table.get(**px).generation;
+            let kept = if bugs.free_kept { None } else { b.kept.at_or_above(g) };
+            let head = list.named.then_some(list.head).filter(|head| *head >= g);
+            // The first view that sees anything of it sees most of it.
+            let Some(view) = kept.into_iter().chain(head).min() else { return true };
+            disk.shows(&chain[*i..], view) == 0
+        });
+        unseen.map(|(_, px)| *px).collect()
+    }
+}
+
+impl Disk {
+    /// Blocks of the first of these homes (oldest first) that a view sees.
+    pub(crate) fn shows(&self, chain: &[Px], view: Generation) -> u16 {
+        let newer = chain[1..].iter().take_while(|px| self.table.get(**px).generation <= view);
+        newer.fold(self.present(chain[0]), |left, px| if left == 0 { 0 } else { left & !self.present(*px) })
+    }
+}
