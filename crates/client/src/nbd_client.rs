@@ -130,14 +130,19 @@ impl Client {
     pub fn connect(uri: &Uri, settings: Settings) -> Result<Client, Error> {
         let stream = Stream::connect(&uri.address, settings.handshake)?;
         stream.set_write_timeout(Some(WRITE_PATIENCE))?;
-        let wish = Wish { export: uri.export.clone(), goal: Goal::Go, mode: settings.mode, allocation: true };
+        let wish = Wish {
+            export: uri.export.clone(),
+            goal: Goal::Go,
+            mode: settings.mode,
+            context: Some(nbd::wire::allocation::NAME.into()),
+        };
         let negotiated = Negotiated {
             mode: Mode::Simple,
             size: 0,
             flags: 0,
             blocks: None,
             description: None,
-            allocation: None,
+            context: None,
         };
         let mut client = Client {
             stream,

@@ -12,6 +12,10 @@ use std::collections::{BTreeMap, VecDeque};
 pub struct MemoryDisk {
     size: u64,
     blocks: BTreeMap<u64, Payload>,
+    /// What is written now, and in which generation each block was last written or discarded.
+    generation: u32,
+    touched: BTreeMap<u64, u32>,
+    snapshots: BTreeMap<String, Generation>,
 }
 
 /// What an operation gives.
@@ -29,7 +33,18 @@ impl MemoryDisk {
     #[must_use]
     pub fn new(size: u64) -> MemoryDisk {
         assert!(size.is_multiple_of(SECTOR as u64), "a disk is made of sectors");
-        MemoryDisk { size, blocks: BTreeMap::new() }
+        MemoryDisk {
+            size,
+            blocks: BTreeMap::new(),
+            generation: 1,
+            touched: BTreeMap::new(),
+            snapshots: BTreeMap::new(),
+        }
+    }
+    /// Remembers this moment: only what changes from here on is asked about, its content is not kept.
+    pub fn snapshot(&mut self, name: &str) {
+        self.snapshots.insert(name.to_owned(), Generation(self.generation));
+        self.generation += 1;
     }
     #[must_use]
     pub fn size(&self) -> u64 {
@@ -40,6 +55,7 @@ impl MemoryDisk {
         match op {
             Op::Read { offset, len } => return Reply::Read(self.read(offset, len)),
             Op::Map { offset, len } => return Reply::Map(self.map(offset, len)),
+            Op::Changes { offset, len, since } => return Reply::Map(self.changes(offset, len, since)),
             Op::Write { offset, len, data, .. } => self.write(offset, u64::from(len), &data),
             Op::Discard { offset, len, .. } | Op::WriteZeroes { offset, len, .. } => self.zero(offset, len),
             Op::Flush => {}
@@ -48,6 +64,7 @@ impl MemoryDisk {
     }
 
     fn write(&mut self, offset: u64, len: u64, data: &Payload) {
+        self.touch(offset, len);
         let first = offset / BYTES;
         for (i, block) in (first..(offset + len).div_ceil(BYTES)).enumerate() {
             let from = offset.max(block * BYTES) - block * BYTES;
@@ -60,6 +77,11 @@ impl MemoryDisk {
         }
     }
 
+    fn touch(&mut self, offset: u64, len: u64) {
+        let blocks = offset / BYTES..(offset + len).div_ceil(BYTES);
+        self.touched.extend(blocks.map(|block| (block, self.generation)));
+    }
+
     fn merge(&mut self, block: u64, at: u64, bytes: &[u8]) {
         let mut page =
             self.blocks.get(&block).map_or_else(|| PageBuf::zeroed(1), |p| PageBuf::copy_of(p.bytes()));
@@ -68,6 +90,7 @@ impl MemoryDisk {
     }
 
     fn zero(&mut self, offset: u64, len: u64) {
+        self.touch(offset, len);
         let end = offset + len;
         let written: Vec<u64> =
             self.blocks.range(offset / BYTES..end.div_ceil(BYTES)).map(|(&block, _)| block).collect();
@@ -98,6 +121,17 @@ impl MemoryDisk {
     }
 
     fn map(&self, offset: u64, len: u64) -> Vec<Run> {
+        Self::runs(offset, len, |blocks| self.blocks.range(blocks).map(|(block, _)| *block).collect())
+    }
+
+    fn changes(&self, offset: u64, len: u64, since: Generation) -> Vec<Run> {
+        let newer = |touched: &(&u64, &u32)| *touched.1 > since.0;
+        Self::runs(offset, len, |blocks| {
+            self.touched.range(blocks).filter(newer).map(|(block, _)| *block).collect()
+        })
+    }
+
+    fn runs(offset: u64, len: u64, there: impl Fn(std::ops::Range<u64>) -> Vec<u64>) -> Vec<Run> {
         let run = |count: u64, state| Run {
             count: small(count),
             state,
@@ -106,7 +140,7 @@ impl MemoryDisk {
         };
         let (mut at, end) = (offset / BYTES, (offset + len).div_ceil(BYTES));
         let mut runs = Vec::new();
-        for &block in self.blocks.range(at..end).map(|(block, _)| block) {
+        for block in there(at..end) {
             if block > at {
                 runs.push(run(block - at, BlockState::Absent));
             }
@@ -118,6 +152,10 @@ impl MemoryDisk {
         }
         runs
     }
+}
+
+fn unknown(name: &str) -> Refused {
+    Refused { kind: RefusalKind::Unknown, message: format!("no volume \"{name}\"") }
 }
 
 fn index(n: u64) -> usize {
@@ -148,10 +186,12 @@ impl MemoryOwner {
                     read_only: self.read_only,
                     description: "a disk in memory".to_owned(),
                 })),
-                Ask::Export { name, .. } => server.answer_export(Err(Refused {
-                    kind: RefusalKind::Unknown,
-                    message: format!("no volume \"{name}\""),
-                })),
+                Ask::Contexts { name, since } if name == self.name => {
+                    let found = since.iter().map(|s| self.disk.snapshots.get(s).copied()).collect();
+                    server.answer_contexts(Ok(found));
+                }
+                Ask::Contexts { name, .. } => server.answer_contexts(Err(unknown(&name))),
+                Ask::Export { name, .. } => server.answer_export(Err(unknown(&name))),
                 Ask::Request { id, op } => match &mut held {
                     Some(held) => held.push_back((id, op)),
                     None => self.complete(server, id, op),

@@ -137,6 +137,13 @@ pub mod allocation {
     pub const ZERO: u32 = 1 << 1;
 }
 
+/// States of `blockd:changed:SNAPSHOT`: what was written or discarded since that snapshot.
+pub mod changed {
+    /// Before the snapshot's name.
+    pub const PREFIX: &str = "blockd:changed:";
+    pub const CHANGED: u32 = 1 << 0;
+}
+
 /// An error as a reply carries it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum Errno {

@@ -216,6 +216,41 @@ fn selecting_by_namespace_selects_nothing() {
     }
 }
 
+#[test]
+fn changes_since_a_snapshot_are_a_context_if_the_owner_knows_it() {
+    let context = |o, id: u32, name: &str| option_reply(o, 4, &B::new().u32(id).raw(name.as_bytes()).0);
+    let mut rig = Rig::new(MIB);
+    rig.say(&option(8, &[]));
+    rig.owner.disk.snapshot("mon");
+    rig.owner.disk.snapshot("tue");
+    let queries = ["blockd:changed:tue", "base:allocation", "blockd:changed:none", "blockd:changed:mon"];
+    let ask = |o, name: &str, queries: &[&str]| {
+        let data = B::new().string(name).u32(queries.len() as u32);
+        option(o, &queries.iter().fold(data, |b, q| b.string(q)).0)
+    };
+    for (o, ids) in [(9, [0, 0, 0]), (10, [1, 2, 3])] {
+        let found = [
+            context(o, ids[0], "base:allocation"),
+            context(o, ids[1], "blockd:changed:tue"),
+            context(o, ids[2], "blockd:changed:mon"),
+            option_reply(o, 1, &[]),
+        ];
+        assert_eq!(rig.say(&ask(o, "vol", &queries)), found.concat());
+    }
+    let unknown = ask(10, "other", &["blockd:changed:mon"]);
+    assert_eq!(rig.say(&unknown), error_reply(10, 6, "no volume \"other\""));
+    // A fifth snapshot is not selected, nor one twice, nor none.
+    let names: Vec<String> = (0..6).map(|i| format!("s{i}")).collect();
+    names.iter().for_each(|n| rig.owner.disk.snapshot(n));
+    let queries: Vec<String> = names.iter().map(|n| format!("blockd:changed:{n}")).collect();
+    let queries: Vec<&str> =
+        ["blockd:changed:", "blockd:changed:s0"].into_iter().chain(queries.iter().map(|q| &q[..])).collect();
+    let answer = rig.say(&ask(10, "vol", &queries));
+    let selected: Vec<Vec<u8>> =
+        (0..4).map(|i| context(10, i + 1, &format!("blockd:changed:s{i}"))).collect();
+    assert_eq!(answer, [selected.concat(), option_reply(10, 1, &[])].concat());
+}
+
 /// After entering, is a block status served?
 fn has_status(rig: &mut Rig) -> bool {
     let answer = rig.say(&compact(0, 7, 1, 0, 4096));

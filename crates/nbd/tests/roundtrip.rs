@@ -98,7 +98,7 @@ enum Expected {
 
 impl Pair {
     fn new(mode: Mode, goal: Goal, cuts: Vec<usize>) -> Pair {
-        let wish = Wish { export: "vol".into(), goal, mode, allocation: true };
+        let wish = Wish { export: "vol".into(), goal, mode, context: Some("base:allocation".into()) };
         let mut pair = Pair {
             client: Client::new(wish),
             server: Server::new(),
@@ -211,6 +211,7 @@ impl Pair {
                 self.model[part(*offset, *len)].fill(0);
                 Expected::Exactly(Ok(Outcome::Done))
             }
+            Op::Changes { .. } => panic!("no such context was selected"),
             Op::Flush => Expected::Exactly(Ok(Outcome::Done)),
         };
         let cookie = self.admitted[id.0 as usize];
@@ -225,7 +226,7 @@ impl Pair {
             match event {
                 Event::Ready(n) => {
                     assert_eq!(n.size, SIZE);
-                    assert_eq!(n.allocation.is_some(), n.mode >= Mode::Structured);
+                    assert_eq!(n.context.is_some(), n.mode >= Mode::Structured);
                     self.mode = n.mode;
                 }
                 Event::Completed { cookie, result } => {
@@ -328,7 +329,7 @@ proptest! {
             }
             pair.client
         } else {
-            Client::new(Wish { export: "vol".into(), goal: Goal::Go, mode, allocation: true })
+            Client::new(Wish { export: "vol".into(), goal: Goal::Go, mode, context: Some("base:allocation".into()) })
         };
         for bytes in &noise {
             client.receive(bytes);
@@ -440,7 +441,12 @@ fn goals_that_only_ask_are_answered() {
     let ask = |goal, export: &str| {
         let mut pair = Pair::new(Mode::Extended, goal, vec![7]);
         if export != "vol" {
-            let wish = Wish { export: export.into(), goal, mode: Mode::Extended, allocation: true };
+            let wish = Wish {
+                export: export.into(),
+                goal,
+                mode: Mode::Extended,
+                context: Some("base:allocation".into()),
+            };
             (pair.client, pair.server) = (Client::new(wish), Server::new());
             pair.settle();
         }
@@ -462,8 +468,12 @@ fn goals_that_only_ask_are_answered() {
 
 #[test]
 fn a_client_does_with_less_than_it_wished() {
-    let mut client =
-        Client::new(Wish { export: "v".into(), goal: Goal::Go, mode: Mode::Extended, allocation: true });
+    let mut client = Client::new(Wish {
+        export: "v".into(),
+        goal: Goal::Go,
+        mode: Mode::Extended,
+        context: Some("base:allocation".into()),
+    });
     let mut said = Vec::new();
     client.receive(b"NBDMAGICIHAVEOPT\0\x03");
     client.receive(&common::error_reply(11, 1, "no"));
@@ -471,7 +481,7 @@ fn a_client_does_with_less_than_it_wished() {
     let export = common::B::new().u16(0).u64(4096).u16(1).0;
     client.receive(&[common::option_reply(7, 3, &export), common::option_reply(7, 1, &[])].concat());
     let Some(Event::Ready(n)) = client.poll() else { panic!() };
-    assert_eq!((n.mode, n.size, n.allocation), (Mode::Simple, 4096, None));
+    assert_eq!((n.mode, n.size, n.context), (Mode::Simple, 4096, None));
     client.write_output(&mut said);
     let go = common::option(7, &common::B::new().string("v").u16(2).u16(3).u16(2).0);
     let expected = [vec![0, 0, 0, 3], common::option(11, &[]), common::option(8, &[]), go].concat();

@@ -114,6 +114,57 @@ fn block_status_gives_runs_of_base_allocation() {
     assert_eq!(rig.say(&compact(8, STATUS, 4, BLOCK + 512, 512)), clipped);
 }
 
+/// What was written or discarded since a snapshot; with `base:allocation` beside it, a chunk for each.
+#[test]
+fn block_status_tells_what_changed_since_a_snapshot() {
+    let mut rig = Rig::new(MIB);
+    rig.say(&option(8, &[]));
+    rig.owner.disk.apply(nbd::Op::Write {
+        offset: 0,
+        len: 3 * 4096,
+        data: proto::Payload::copy_of(&[1; 3 * 4096]),
+        fua: false,
+    });
+    rig.owner.disk.snapshot("mon");
+    let meta = B::new().string("vol").u32(2).string("blockd:changed:mon").string("base:allocation").0;
+    rig.say(&option(10, &meta));
+    rig.say(&option(7, &B::new().string("vol").u16(0).0));
+    rig.say(&write(1, BLOCK, &[2; 4096]));
+    rig.say(&compact(0, TRIM, 2, 2 * BLOCK, 4096));
+    let allocation = chunk(0, 5, 3, 4 + 2 * 8).u32(1).u32(8192).u32(0).u32(8192).u32(3).0;
+    let changed = chunk(1, 5, 3, 4 + 3 * 8).u32(2).u32(4096).u32(0).u32(8192).u32(1).u32(4096).u32(0).0;
+    assert_eq!(rig.say(&compact(0, STATUS, 3, 0, 4 * 4096)), [allocation, changed].concat());
+    let ones = [chunk(0, 5, 4, 12).u32(1).u32(4096).u32(0).0, chunk(1, 5, 4, 12).u32(2).u32(8192).u32(1).0];
+    assert_eq!(rig.say(&compact(8, STATUS, 4, BLOCK, 2 * 4096)), ones.concat());
+}
+
+/// A context that fails after another was answered ends the reply with its error.
+#[test]
+fn a_status_may_fail_in_its_second_context() {
+    let mut rig = Rig::new(MIB);
+    rig.say(&option(8, &[]));
+    rig.owner.disk.snapshot("mon");
+    let meta = B::new().string("vol").u32(2).string("blockd:changed:mon").string("base:allocation").0;
+    rig.say(&option(10, &meta));
+    rig.say(&option(7, &B::new().string("vol").u16(0).0));
+    let mut held = std::collections::VecDeque::new();
+    rig.server.receive(&compact(0, STATUS, 3, 0, 4096));
+    rig.owner.serve(&mut rig.server, Some(&mut held));
+    let (id, op) = held.pop_front().unwrap();
+    assert!(matches!(op, nbd::Op::Map { .. }));
+    rig.owner.complete(&mut rig.server, id, op);
+    rig.owner.serve(&mut rig.server, Some(&mut held));
+    let (id, op) = held.pop_front().unwrap();
+    assert!(matches!(op, nbd::Op::Changes { since: proto::Generation(1), .. }));
+    rig.server.fail(id, nbd::Errno::Io, "gone");
+    let mut out = Vec::new();
+    rig.server.write_output(&mut out);
+    let first = chunk(0, 5, 3, 4 + 8).u32(1).u32(4096).u32(3).0;
+    assert!(out.starts_with(&first));
+    assert_eq!(error_of(1, &out[first.len()..], 3, 0), EIO);
+    assert_eq!(rig.server.in_flight(), 0);
+}
+
 #[test]
 fn block_status_needs_a_context_and_a_length() {
     let mut rig = Rig::entered(MIB, 0);

@@ -32,7 +32,7 @@ impl Kind {
             Op::Write { .. } => Kind::Write,
             Op::Flush => Kind::Flush,
             Op::Discard { .. } | Op::WriteZeroes { .. } => Kind::Zero,
-            Op::Map { .. } => Kind::Map,
+            Op::Map { .. } | Op::Changes { .. } => Kind::Map,
         }
     }
     #[must_use]

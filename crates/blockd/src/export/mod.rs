@@ -231,6 +231,7 @@ impl Exports {
             Ask::List => self.asks.push(ToControl::Volumes { question: Question::List(id), name: None }),
             Ask::Export { name, open: true } => self.enter(id, name),
             Ask::Export { name, open: false } => self.look(id, name),
+            Ask::Contexts { name, since } => self.contexts(id, &name, &since),
             Ask::Request { id: request, op } => {
                 self.requests += 1;
                 let c = self.connections.get(&id).expect("the asking connection");
@@ -253,6 +254,15 @@ impl Exports {
             _ => self
                 .asks
                 .push(ToControl::Volumes { question: Question::Look(id, name.clone()), name: Some(name) }),
+        }
+    }
+
+    /// What changed since a snapshot: no context of that sort is had yet.
+    fn contexts(&mut self, id: ConnId, _name: &str, since: &[String]) {
+        if let Some(c) = self.connections.get_mut(&id) {
+            c.server.answer_contexts(Ok(vec![None; since.len()]));
+            c.resume = true;
+            self.touch(id);
         }
     }
 

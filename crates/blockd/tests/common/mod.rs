@@ -183,7 +183,12 @@ pub struct Guest {
 
 impl Guest {
     pub fn connect(path: &Path, export: &str, goal: Goal) -> (Guest, Said) {
-        let wish = Wish { export: export.into(), goal, mode: Mode::Extended, allocation: true };
+        let wish = Wish {
+            export: export.into(),
+            goal,
+            mode: Mode::Extended,
+            context: Some("base:allocation".into()),
+        };
         let mut g = Guest { client: Client::new(wish), socket: UnixStream::connect(path).unwrap() };
         g.socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
         let said = g.next();

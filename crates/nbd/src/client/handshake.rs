@@ -4,9 +4,7 @@ use super::{Broken, Event, Goal, Negotiated, Wish};
 use crate::gather::Gather;
 use crate::output::Output;
 use crate::server::Listed;
-use crate::wire::{
-    self, BlockSizes, Mode, OPTION_REPLY_LEN, Reader, ZEROES, allocation, hello, info, opt, rep,
-};
+use crate::wire::{self, BlockSizes, Mode, OPTION_REPLY_LEN, Reader, ZEROES, hello, info, opt, rep};
 
 /// Most data of one reply, bytes: a name, a description and change.
 const REPLY_MAX: u32 = 1 << 16;
@@ -50,7 +48,7 @@ impl Handshake {
             flags: 0,
             blocks: None,
             description: None,
-            allocation: None,
+            context: None,
         };
         Handshake {
             wish,
@@ -133,7 +131,7 @@ impl Handshake {
                 most >= Mode::Structured && self.found.mode == Mode::Simple && goal != Goal::List
             }
             opt::SET_META_CONTEXT => {
-                self.wish.allocation
+                self.wish.context.is_some()
                     && self.found.mode >= Mode::Structured
                     && matches!(goal, Goal::Go | Goal::ExportName)
             }
@@ -159,8 +157,10 @@ impl Handshake {
                 data.extend_from_slice(name);
                 if option == opt::SET_META_CONTEXT {
                     data.extend_from_slice(&1u32.to_be_bytes());
-                    let query = allocation::NAME.as_bytes();
-                    data.extend_from_slice(&u32::try_from(query.len()).expect("15").to_be_bytes());
+                    let query = self.wish.context.as_deref().unwrap_or_default().as_bytes();
+                    data.extend_from_slice(
+                        &u32::try_from(query.len()).expect("a context's name is short").to_be_bytes(),
+                    );
                     data.extend_from_slice(query);
                 } else {
                     data.extend_from_slice(&0u32.to_be_bytes());
@@ -203,8 +203,8 @@ impl Handshake {
                 let mut r = Reader(data);
                 let id = r.u32()?;
                 let name = wire::text(r.0)?.to_owned();
-                if self.option == opt::SET_META_CONTEXT && name == allocation::NAME {
-                    self.found.allocation = Some(id);
+                if self.option == opt::SET_META_CONTEXT && self.wish.context.as_deref() == Some(&name) {
+                    self.found.context = Some(id);
                 }
                 self.contexts.push(name);
                 Some(Step::Continue)
@@ -257,7 +257,7 @@ impl Handshake {
                 Step::Continue
             }
             opt::SET_META_CONTEXT => {
-                self.found.allocation = None;
+                self.found.context = None;
                 self.next(out);
                 Step::Continue
             }

@@ -34,8 +34,8 @@ pub struct Wish {
     pub goal: Goal,
     /// The most to be negotiated; a server that has less is accepted.
     pub mode: Mode,
-    /// Ask for `base:allocation` (needs structured replies).
-    pub allocation: bool,
+    /// Ask for this meta context, `base:allocation` or `blockd:changed:SNAPSHOT` (needs structured replies).
+    pub context: Option<String>,
 }
 
 /// What the server said of the export.
@@ -48,8 +48,8 @@ pub struct Negotiated {
     pub flags: u16,
     pub blocks: Option<BlockSizes>,
     pub description: Option<String>,
-    /// Id of `base:allocation`, if it was selected.
-    pub allocation: Option<u32>,
+    /// Id of the context that was wished for, if the server has it.
+    pub context: Option<u32>,
 }
 
 /// A run of one state.
@@ -57,7 +57,7 @@ pub struct Negotiated {
 pub struct Extent {
     /// Bytes.
     pub len: u64,
-    /// `wire::allocation`.
+    /// `wire::allocation`, or `wire::changed`.
     pub flags: u64,
 }
 

@@ -61,7 +61,7 @@ pub(super) struct Transmission {
     state: State,
     gather: Gather,
     mode: Mode,
-    allocation: Option<u32>,
+    context: Option<u32>,
     pending: Map<u64, Pending>,
     next: u64,
 }
@@ -74,7 +74,7 @@ impl Transmission {
             state: State::Magic,
             gather: Gather::default(),
             mode: n.mode,
-            allocation: n.allocation,
+            context: n.context,
             pending: Map::default(),
             next: 1,
         }
@@ -326,7 +326,7 @@ impl Transmission {
         let wide = head.kind == chunk::BLOCK_STATUS_EXT;
         let p = self.pending.get_mut(&head.cookie)?;
         let Kind::Status { extents } = &mut p.kind else { return None };
-        if Some(r.u32()?) != self.allocation || !extents.is_empty() {
+        if Some(r.u32()?) != self.context || !extents.is_empty() {
             return None;
         }
         let count = if wide { Some(r.u32()?) } else { None };

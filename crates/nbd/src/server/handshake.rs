@@ -8,7 +8,10 @@ use super::{Ask, Close, Listed, RefusalKind, Refused, Violation};
 use crate::export::{BLOCK_SIZES, Export};
 use crate::gather::{Gather, discard};
 use crate::output::Output;
-use crate::wire::{self, Mode, OPTION_LEN, Reader, STRING_MAX, ZEROES, allocation, hello, info, opt, rep};
+use crate::wire::{
+    self, Mode, OPTION_LEN, Reader, STRING_MAX, ZEROES, allocation, changed, hello, info, opt, rep,
+};
+use proto::Generation;
 use std::collections::VecDeque;
 
 /// Most data of one option that is looked at, bytes: a longest name and more queries than anyone has.
@@ -16,16 +19,24 @@ const OPTION_MAX: u32 = 64 << 10;
 /// Replies that wait to be sent stop the reading of options from here on, bytes: a client that only asks and
 /// never listens costs no more than this and one list.
 const REPLIES_MAX: usize = 64 << 10;
-/// Id of `base:allocation`, the only context.
-pub(crate) const ALLOCATION_ID: u32 = 1;
+/// Id of `base:allocation`; those of `blockd:changed:` follow it.
+const ALLOCATION_ID: u32 = 1;
+
+/// A context that was selected.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Context {
+    pub id: u32,
+    /// `blockd:changed:` of the snapshot that sealed this generation; none: `base:allocation`.
+    pub since: Option<Generation>,
+}
 
 const _: () = assert!(OPTION_MAX as usize > 2 * STRING_MAX);
 
 /// What the transmission phase starts with.
 pub(crate) struct Agreed {
     pub mode: Mode,
-    /// `base:allocation` was selected for this very export.
-    pub allocation: bool,
+    /// Those that were selected for this very export.
+    pub contexts: Vec<Context>,
     pub export: Export,
 }
 
@@ -56,8 +67,8 @@ pub(crate) struct Handshake {
     gather: Gather,
     no_zeroes: bool,
     mode: Mode,
-    /// Export for which `base:allocation` is selected.
-    selected: Option<String>,
+    /// Contexts that are selected, and for which export.
+    selected: Option<(String, Vec<Context>)>,
     draining: bool,
 }
 
@@ -219,7 +230,11 @@ impl Handshake {
             return Err(Malformed("structured replies were not negotiated"));
         }
         let request = parse_meta(option, data)?;
-        asks.push_back(Ask::Export { name: request.name.clone(), open: false });
+        asks.push_back(if request.since.is_empty() {
+            Ask::Export { name: request.name.clone(), open: false }
+        } else {
+            Ask::Contexts { name: request.name.clone(), since: request.since.clone() }
+        });
         self.state = State::Asking(Question::Meta { option, request });
         Ok(())
     }
@@ -268,9 +283,9 @@ impl Handshake {
                     Step::Continue
                 }
             },
-            State::Asking(Question::Meta { option, request }) => {
+            State::Asking(Question::Meta { option, request }) if request.since.is_empty() => {
                 match answer {
-                    Ok(_) => self.contexts(option, request, out),
+                    Ok(_) => self.contexts(option, request, &[], out),
                     Err(refused) => refuse(out, option, refused.code(), &refused.message),
                 }
                 Step::Continue
@@ -279,15 +294,41 @@ impl Handshake {
         }
     }
 
-    fn contexts(&mut self, option: u32, request: MetaRequest, out: &mut Output) {
-        if request.allocation {
-            let id = if option == opt::SET_META_CONTEXT { ALLOCATION_ID } else { 0 };
-            let mut data = id.to_be_bytes().to_vec();
-            data.extend_from_slice(allocation::NAME.as_bytes());
-            reply(out, option, rep::META_CONTEXT, &data);
-            if option == opt::SET_META_CONTEXT {
-                self.selected = Some(request.name);
+    /// The owner's answer to `Ask::Contexts`, one for each snapshot. Panics if that was not asked.
+    pub fn answer_contexts(&mut self, answer: Result<Vec<Option<Generation>>, Refused>, out: &mut Output) {
+        let state = std::mem::replace(&mut self.state, State::Option);
+        let State::Asking(Question::Meta { option, request }) = state else {
+            panic!("an answer about contexts that nobody asked for")
+        };
+        match answer {
+            Ok(found) => {
+                assert!(found.len() == request.since.len(), "an answer for each snapshot");
+                self.contexts(option, request, &found, out);
             }
+            Err(refused) => refuse(out, option, refused.code(), &refused.message),
+        }
+    }
+
+    fn contexts(
+        &mut self,
+        option: u32,
+        request: MetaRequest,
+        found: &[Option<Generation>],
+        out: &mut Output,
+    ) {
+        let selecting = option == opt::SET_META_CONTEXT;
+        let mut selected = Vec::new();
+        let names = request.since.iter().map(|s| format!("{}{s}", changed::PREFIX));
+        let changed = names.zip(found).filter_map(|(name, g)| Some((name, Some((*g)?))));
+        let allocation = request.allocation.then(|| (allocation::NAME.to_owned(), None));
+        for (id, (name, since)) in (ALLOCATION_ID..).zip(allocation.into_iter().chain(changed)) {
+            let mut data = if selecting { id } else { 0 }.to_be_bytes().to_vec();
+            data.extend_from_slice(name.as_bytes());
+            reply(out, option, rep::META_CONTEXT, &data);
+            selected.push(Context { id, since });
+        }
+        if selecting && !selected.is_empty() {
+            self.selected = Some((request.name, selected));
         }
         reply(out, option, rep::ACK, &[]);
     }
@@ -316,8 +357,9 @@ impl Handshake {
     }
 
     fn agreed(&self, name: &str, export: Export) -> Step {
-        let allocation = self.selected.as_deref() == Some(name);
-        Step::Transmission(Agreed { mode: self.mode, allocation, export })
+        let mine = self.selected.as_ref().filter(|(selected, _)| selected == name);
+        let contexts = mine.map(|(_, contexts)| contexts.clone()).unwrap_or_default();
+        Step::Transmission(Agreed { mode: self.mode, contexts, export })
     }
 }
 

@@ -15,8 +15,8 @@ use crate::export::Export;
 use crate::output::{Output, Piece};
 use crate::wire::Errno;
 use handshake::{Handshake, Step};
-use proto::Payload;
 use proto::message::Run;
+use proto::{Generation, Payload};
 use std::collections::VecDeque;
 use transmission::Transmission;
 
@@ -32,6 +32,8 @@ pub enum Ask {
     /// What is this export? `answer_export`. `open`: the client enters it; if the answer is a success the
     /// export is open until this connection ends. Otherwise nothing is opened.
     Export { name: String, open: bool },
+    /// Which generations did these snapshots of the export's volume seal? `answer_contexts`.
+    Contexts { name: String, since: Vec<String> },
     /// `done`, `read_done`, `status_done` or `fail`.
     Request { id: RequestId, op: Op },
 }
@@ -66,6 +68,12 @@ pub enum Op {
     Map {
         offset: u64,
         len: u64,
+    },
+    /// Which blocks were written or discarded in a generation above `since`? Answered as a map: absent did not change.
+    Changes {
+        offset: u64,
+        len: u64,
+        since: Generation,
     },
 }
 
@@ -245,6 +253,13 @@ impl Server {
         self.take_step(step);
     }
 
+    /// Answers `Ask::Contexts`: the generation that each snapshot sealed; none: there is no such snapshot, or it is of
+    /// another line of history.
+    pub fn answer_contexts(&mut self, answer: Result<Vec<Option<Generation>>, Refused>) {
+        let Phase::Handshake(h) = &mut self.phase else { panic!("no contexts were asked for") };
+        h.answer_contexts(answer, &mut self.out);
+    }
+
     /// Completes a write, flush, discard or write of zeroes.
     pub fn done(&mut self, id: RequestId) {
         let (t, out) = self.transmission();
@@ -260,8 +275,10 @@ impl Server {
     /// Completes a map with runs from the block in which it begins. May cover less than was asked for, not
     /// nothing.
     pub fn status_done(&mut self, id: RequestId, runs: &[Run]) {
-        let (t, out) = self.transmission();
-        t.status_done(id, runs, out);
+        let Phase::Transmission(t) = &mut self.phase else {
+            panic!("a status on a connection without requests")
+        };
+        t.status_done(id, runs, &mut self.out, &mut self.asks);
     }
 
     /// Completes any request with an error; `why` reaches clients that negotiated structured replies.

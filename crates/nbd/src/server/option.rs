@@ -1,6 +1,9 @@
 //! What options ask for: parsed, never trusted.
 
-use crate::wire::{self, Reader, allocation, opt};
+use crate::wire::{self, Reader, allocation, changed, opt};
+
+/// Most snapshots that one connection may ask about; others are not selected, as the protocol allows.
+pub(crate) const SINCE_MAX: usize = 4;
 
 /// The data of an option contradicts itself.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -21,6 +24,8 @@ pub(crate) struct MetaRequest {
     pub name: String,
     /// `base:allocation` is among what was asked for.
     pub allocation: bool,
+    /// Snapshots of which `blockd:changed:` was asked for, each once.
+    pub since: Vec<String>,
 }
 
 pub(crate) fn parse_info(data: &[u8]) -> Result<InfoRequest, Malformed> {
@@ -48,15 +53,23 @@ pub(crate) fn parse_meta(option: u32, data: &[u8]) -> Result<MetaRequest, Malfor
     let name = r.string().ok_or(Malformed("bad export name"))?.to_owned();
     let count = r.u32().ok_or(Malformed("no count of queries"))?;
     let mut allocation = listing && count == 0;
+    let mut since: Vec<String> = Vec::new();
     for _ in 0..count {
         let query = r.string().ok_or(Malformed("bad query"))?;
         if !query.contains(':') {
             return Err(Malformed("a query without a namespace"));
+        }
+        if let Some(snapshot) = query.strip_prefix(changed::PREFIX)
+            && !snapshot.is_empty()
+            && since.len() < SINCE_MAX
+            && !since.iter().any(|s| s == snapshot)
+        {
+            since.push(snapshot.to_owned());
         }
         allocation |= query == allocation::NAME || (listing && query == "base:");
     }
     if !r.is_empty() {
         return Err(Malformed("data behind the queries"));
     }
-    Ok(MetaRequest { name, allocation })
+    Ok(MetaRequest { name, allocation, since })
 }

@@ -1,9 +1,9 @@
 //! Replies, byte by byte, in the three forms that a client may have negotiated.
 
 use super::ReadPiece;
-use super::handshake::{ALLOCATION_ID, cut};
+use super::handshake::cut;
 use crate::output::Output;
-use crate::wire::{self, Errno, Mode, allocation, chunk};
+use crate::wire::{self, Errno, Mode, allocation, changed, chunk};
 use proto::limits::BLOCK;
 use proto::message::{BlockState, Run};
 
@@ -110,9 +110,9 @@ pub(crate) fn read(
     }
 }
 
-/// The map as extents of `base:allocation`: runs begin with the block in which the request begins (`skip`
+/// The map as extents of `base:allocation`, or of `blockd:changed:` (`changes`): runs begin with the block in which the request begins (`skip`
 /// bytes before it), and end at `limit` bytes. Nothing that reads as zero takes space, so hole = zero.
-pub(crate) fn extents(skip: u64, limit: u64, one: bool, runs: &[Run]) -> Vec<Extent> {
+pub(crate) fn extents(skip: u64, limit: u64, one: bool, changes: bool, runs: &[Run]) -> Vec<Extent> {
     let mut list: Vec<Extent> = Vec::new();
     let (mut skip, mut left) = (skip, limit);
     for run in runs {
@@ -123,9 +123,10 @@ pub(crate) fn extents(skip: u64, limit: u64, one: bool, runs: &[Run]) -> Vec<Ext
         if len == 0 {
             continue;
         }
-        let flags = match run.state {
-            BlockState::Data | BlockState::Bad => 0,
-            BlockState::Zero | BlockState::Absent => allocation::HOLE | allocation::ZERO,
+        let flags = match (run.state, changes) {
+            (BlockState::Absent, true) | (BlockState::Data | BlockState::Bad, false) => 0,
+            (_, true) => changed::CHANGED,
+            (BlockState::Zero | BlockState::Absent, false) => allocation::HOLE | allocation::ZERO,
         };
         let full = one && !list.is_empty() || list.len() == EXTENTS_MAX;
         match list.last_mut() {
@@ -139,20 +140,27 @@ pub(crate) fn extents(skip: u64, limit: u64, one: bool, runs: &[Run]) -> Vec<Ext
     list
 }
 
-/// A block status with its only context.
-pub(crate) fn status(out: &mut Output, mode: Mode, cookie: u64, offset: u64, extents: &[Extent]) {
+/// A block status in one context (its id); `last`: no other follows.
+pub(crate) fn status(
+    out: &mut Output,
+    mode: Mode,
+    cookie: u64,
+    offset: u64,
+    (id, last): (u32, bool),
+    extents: &[Extent],
+) {
     let count = u32::try_from(extents.len()).expect("at most EXTENTS_MAX");
     if mode == Mode::Extended {
-        chunk(out, mode, true, chunk::BLOCK_STATUS_EXT, cookie, offset, 8 + 16 * count);
-        out.u32(ALLOCATION_ID);
+        chunk(out, mode, last, chunk::BLOCK_STATUS_EXT, cookie, offset, 8 + 16 * count);
+        out.u32(id);
         out.u32(count);
         for e in extents {
             out.u64(e.len);
             out.u64(u64::from(e.flags));
         }
     } else {
-        chunk(out, mode, true, chunk::BLOCK_STATUS, cookie, offset, 4 + 8 * count);
-        out.u32(ALLOCATION_ID);
+        chunk(out, mode, last, chunk::BLOCK_STATUS, cookie, offset, 4 + 8 * count);
+        out.u32(id);
         for e in extents {
             out.u32(u32::try_from(e.len).expect("joined to at most 32 bits"));
             out.u32(e.flags);

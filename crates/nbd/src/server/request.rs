@@ -93,8 +93,8 @@ const fn rejected(errno: Errno, why: &'static str) -> Rejected {
 #[derive(Clone, Copy)]
 pub(crate) struct Rules<'a> {
     pub mode: Mode,
-    /// `base:allocation` was selected.
-    pub allocation: bool,
+    /// Some context was selected.
+    pub contexts: bool,
     pub export: &'a Export,
 }
 
@@ -153,7 +153,7 @@ impl Rules<'_> {
             cmd::WRITE if self.mode == Mode::Extended => allowed |= cflag::PAYLOAD_LEN,
             cmd::WRITE => {}
             cmd::WRITE_ZEROES => allowed |= cflag::NO_HOLE | cflag::FAST_ZERO,
-            cmd::BLOCK_STATUS if self.allocation => allowed |= cflag::REQ_ONE,
+            cmd::BLOCK_STATUS if self.contexts => allowed |= cflag::REQ_ONE,
             cmd::BLOCK_STATUS => {
                 return Err(rejected(Errno::Invalid, "no meta context was negotiated"));
             }

@@ -4,7 +4,7 @@
 //! at most one request; after a rejected request the stream is in sync; a success is never sent for a request
 //! that the owner has not completed.
 
-use super::handshake::Agreed;
+use super::handshake::{Agreed, Context};
 use super::reply;
 use super::request::{Admitted, Header, Rejected, Rules};
 use super::{Ask, Close, Op, ReadPiece, RequestId, Violation};
@@ -61,9 +61,11 @@ enum Kind {
         len: u32,
         whole: bool,
     },
+    /// `context`: the one that is being looked up.
     Status {
         len: u64,
         one: bool,
+        context: usize,
     },
     /// Only success or failure.
     Plain,
@@ -73,7 +75,7 @@ pub(crate) struct Transmission {
     state: State,
     gather: Gather,
     mode: Mode,
-    allocation: bool,
+    contexts: Vec<Context>,
     export: Export,
     pending: Map<RequestId, Pending>,
     next: u64,
@@ -88,7 +90,7 @@ impl Transmission {
             state: State::Header,
             gather: Gather::default(),
             mode: agreed.mode,
-            allocation: agreed.allocation,
+            contexts: agreed.contexts,
             export: agreed.export,
             pending: Map::default(),
             next: 0,
@@ -159,7 +161,7 @@ impl Transmission {
     }
 
     fn header(&mut self, h: Header, out: &mut Output, asks: &mut VecDeque<Ask>) -> Option<Close> {
-        let rules = Rules { mode: self.mode, allocation: self.allocation, export: &self.export };
+        let rules = Rules { mode: self.mode, contexts: !self.contexts.is_empty(), export: &self.export };
         let verdict = rules.admit(&h);
         let payload = h.payload(self.mode);
         match verdict {
@@ -215,8 +217,8 @@ impl Transmission {
             }
             Admitted::Status { offset, len, one } => {
                 let len = len.min(STATUS_MAX);
-                let kind = Kind::Status { len, one };
-                (Pending { cookie, offset, kind, cost: 0 }, Op::Map { offset, len })
+                let kind = Kind::Status { len, one, context: 0 };
+                (Pending { cookie, offset, kind, cost: 0 }, self.look_up(0, offset, len))
             }
             Admitted::Flush => (plain(0), Op::Flush),
             Admitted::Trim { offset, len, fua } => (plain(offset), Op::Discard { offset, len, fua }),
@@ -227,6 +229,13 @@ impl Transmission {
             Admitted::Write { .. } | Admitted::Disconnect => unreachable!("handled with the header"),
         };
         self.ask(pending, op, asks);
+    }
+
+    fn look_up(&self, context: usize, offset: u64, len: u64) -> Op {
+        match self.contexts[context].since {
+            None => Op::Map { offset, len },
+            Some(since) => Op::Changes { offset, len, since },
+        }
     }
 
     fn ask(&mut self, pending: Pending, op: Op, asks: &mut VecDeque<Ask>) {
@@ -274,14 +283,23 @@ impl Transmission {
         self.pieces = held;
     }
 
-    pub fn status_done(&mut self, id: RequestId, runs: &[Run], out: &mut Output) {
+    /// One chunk for each context, looked up one after the other.
+    pub fn status_done(&mut self, id: RequestId, runs: &[Run], out: &mut Output, asks: &mut VecDeque<Ask>) {
         let p = self.retire(id);
-        let Kind::Status { len, one } = p.kind else { panic!("a map for another request: {:?}", p.kind) };
-        let extents = reply::extents(in_block(p.offset) as u64, len, one, runs);
+        let Kind::Status { len, one, context } = p.kind else {
+            panic!("a map for another request: {:?}", p.kind)
+        };
+        let Context { id, since } = self.contexts[context];
+        let extents = reply::extents(in_block(p.offset) as u64, len, one, since.is_some(), runs);
         if extents.is_empty() {
-            reply::failure(out, self.mode, p.cookie, p.offset, Errno::Io, "the map is empty");
-        } else {
-            reply::status(out, self.mode, p.cookie, p.offset, &extents);
+            return reply::failure(out, self.mode, p.cookie, p.offset, Errno::Io, "the map is empty");
+        }
+        let next = context + 1;
+        let last = next == self.contexts.len();
+        reply::status(out, self.mode, p.cookie, p.offset, (id, last), &extents);
+        if !last {
+            let op = self.look_up(next, p.offset, len);
+            self.ask(Pending { kind: Kind::Status { len, one, context: next }, ..p }, op, asks);
         }
     }
 }
