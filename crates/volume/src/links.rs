@@ -284,7 +284,7 @@ impl Session {
             What::Begin { chunk, number } | What::Record { chunk, number } | What::List { chunk, number } => {
                 self.attempt_refused(chunk, number, refusal);
             }
-            What::Rewrite { key, slot } => self.rewrite_refused(key, slot, refusal),
+            What::Rewrite { key, slot } => self.rewrite_refused(key, slot),
             What::Credit { probe: Some(op) } => {
                 self.ops[op].lost |= refusal != Refusal::NoSpace;
                 self.ops[op].no_space |= refusal == Refusal::NoSpace;

@@ -169,7 +169,7 @@ impl Session {
         self.committed = self.seq;
         self.answered = self.seq;
         // A predecessor may have written any generation up to the head of the attach; what was asked for since waits.
-        self.generation = self.generation.max(self.attached.views.open());
+        self.generation = self.generation.max(self.due());
         if self.rewrites.seals() {
             self.seal.flushed_below(self.generation);
         }

@@ -2,15 +2,15 @@
 //! anew, block by block from a replica not in doubt that has it, else from one that is, the highest version first.
 //!
 //! In its own generation, the oldest first: what is rewritten of a later one lies above what is settled beneath it.
-//! What is sealed is identical already. A generation below the open one that no snapshot keeps (its seal was called
-//! off, or the snapshot is gone) is no view of its own: what lies there is rewritten in the open one, as seen there.
+//! What is sealed is identical already. A generation whose seal was called off (decision 0011) is no view of its own:
+//! what lies there is rewritten in the next one, as seen there.
 
 use crate::members::{Mask, bit, slots};
 use crate::session::{Phase, Session, TICK, What};
 use proto::limits::{BLOCK, BLOCKS_PER_EXTENT};
 use proto::message::{BlockState, Request, Run, View};
 use proto::record::Sum;
-use proto::{BlockRange, Generation, Map, Marks, PageBuf, Payload, Refusal, Time, Version};
+use proto::{BlockRange, Generation, Map, Marks, PageBuf, Payload, Time, Version};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// An extent of a generation. In this order they are rewritten.
@@ -48,10 +48,10 @@ pub(crate) struct Rewrites {
     /// Nothing is read again before this: a replica cannot be reached, or refused.
     paused: Time,
     pub count: u64,
-    /// The least generation that is not sealed, and the greatest below it that is.
-    open: Generation,
+    /// The greatest generation that is sealed; and the one above that all between are rewritten in.
     sealed: Generation,
-    /// The open one is being sealed: it is flushed in any case.
+    lowest: Generation,
+    /// That one is being sealed: it is flushed in any case.
     seals: bool,
     under_way: Generation,
     /// A seeded bug.
@@ -59,15 +59,12 @@ pub(crate) struct Rewrites {
 }
 
 impl Rewrites {
-    pub fn open(&self) -> Generation {
-        self.open
-    }
     pub fn seals(&self) -> bool {
         self.seals
     }
     /// What was found there is of the generation that is being rewritten, not of one beneath.
     fn belongs(&self, key: Key, found: Generation) -> bool {
-        if key.generation == self.open || self.into_new {
+        if key.generation == self.lowest || self.into_new {
             found > self.sealed
         } else {
             found == key.generation
@@ -96,9 +93,9 @@ impl Session {
         let above = if doubt { durable } else { committed };
         self.said.raise(Marks { committed, durable });
         let views = &self.attached.views;
-        let (open, seals) = (views.open(), views.sealing.is_some());
-        let sealed = views.kept.before(open).unwrap_or_default();
-        self.rewrites = Rewrites { open, sealed, seals, ..Rewrites::default() };
+        let (sealed, seals) = (Generation(views.open().0 - 1), views.sealing.is_some());
+        let lowest = self.due();
+        self.rewrites = Rewrites { sealed, lowest, seals, ..Rewrites::default() };
         self.rewrites.into_new = self.bugs.has(|b| b.reconcile_into_new);
         let into_new = self.rewrites.into_new.then_some(self.generation);
         for d in &mut self.drives {
@@ -111,7 +108,7 @@ impl Session {
             for e in report.extents {
                 let Some(c) = self.chunks.get(e.chunk.0 as usize) else { continue };
                 let Some(slot) = c.slot_of(d).filter(|&s| c.required & bit(s) != 0) else { continue };
-                let generation = into_new.unwrap_or(e.generation.max(open));
+                let generation = into_new.unwrap_or(e.generation.max(lowest));
                 let key = Key { generation, chunk: e.chunk.0, extent: e.extent };
                 // what is sealed is identical already
                 if e.generation <= sealed {
@@ -216,13 +213,10 @@ impl Session {
         self.dirty = true;
     }
 
-    pub(crate) fn rewrite_refused(&mut self, key: Key, slot: usize, refusal: Refusal) {
+    pub(crate) fn rewrite_refused(&mut self, key: Key, slot: usize) {
         // the drive's own fault, or the replica's: it is dropped, or serves again; both are seen elsewhere
         let drive = self.chunks[key.chunk as usize].slots[slot].drive;
-        if refusal == Refusal::UnknownView {
-            // the seal was called off meanwhile
-            self.views_in_question();
-        } else if self.linked(drive) {
+        if self.linked(drive) {
             self.lacks(key.chunk, slot);
         }
         self.rewrites.again(key, self.now);

@@ -130,10 +130,12 @@ impl Session {
             return;
         }
         self.attached.views = views;
-        if self.phase == Phase::Rewriting && self.attached.views.open() != self.rewrites.open() {
-            // called off meanwhile: what lies there is nobody's view any more, and belongs to the next generation
-            self.open_afresh();
-        }
+    }
+
+    /// The generation to be written now: until it is drained, the one that is being sealed.
+    pub(crate) fn due(&self) -> Generation {
+        let views = &self.attached.views;
+        views.sealing.map_or(views.head, |s| s.generation)
     }
 
     /// The question was answered, or never will be.
@@ -160,13 +162,13 @@ impl Session {
 
     /// What the newest answer of metad makes of the seal.
     pub(crate) fn follow_views(&mut self) {
-        let (open, sealing) = (self.attached.views.open(), self.attached.views.sealing);
-        if open > self.generation {
+        let (due, sealing) = (self.due(), self.attached.views.sealing);
+        if due > self.generation {
             // called off; or all of the group are drained
-            self.go_on_in(open);
+            self.go_on_in(due);
         }
         match self.seal.step {
-            Step::Confirming | Step::Held(_) if open > self.seal.generation => self.end_pause(Step::Idle),
+            Step::Confirming | Step::Held(_) if due > self.seal.generation => self.end_pause(Step::Idle),
             Step::Waiting(_) | Step::Flushing(_) | Step::Paused(_)
                 if self.generation > self.seal.generation =>
             {

@@ -98,7 +98,8 @@ impl Metad {
     /// All of the group are drained.
     pub fn decide(&mut self) {
         if let Some(s) = self.views().sealing.filter(|_| self.drained) {
-            self.changed().sealing = None;
+            let views = self.changed();
+            (views.sealing, views.unsealed) = (None, views.head);
             self.sealed.push(s.generation);
         }
     }
@@ -154,8 +155,13 @@ impl Metad {
                     return MetaAnswer::Refused(MetaRefusal::OldEpoch { epoch: self.epoch });
                 }
                 self.detached_clean = *clean;
-                if let Some(s) = self.views().sealing.filter(|_| *clean) {
-                    self.confirm(s.generation);
+                match self.views().sealing {
+                    Some(s) if *clean => self.confirm(s.generation),
+                    None if *clean => {
+                        let views = self.changed();
+                        views.unsealed = views.head;
+                    }
+                    _ => {}
                 }
                 MetaAnswer::Ok
             }
