@@ -177,6 +177,7 @@ fn registration(config: &Config, state: &StateDir, data: &DataDoor) -> anyhow::R
         token: config.token.clone(),
         process: state.process.0,
         drives: Vec::new(),
+        control: proto::control::CONTROL,
     })
 }
 

@@ -1,9 +1,12 @@
 //! What operators ask, and what they hear. The edge translates these to and from gRPC.
 
 use crate::model::Class;
-use crate::view::{ClusterView, DriveView, EventView, NodeView, VolumeLine, VolumeView, WaitFor};
-use proto::{ClusterId, DriveId, NodeId, ProcessNumber, RequestId, VolumeId};
+use crate::view::{
+    ClusterView, DriveView, EventView, NodeView, SnapshotView, VolumeLine, VolumeView, WaitFor,
+};
+use proto::{BranchId, ClusterId, DriveId, Generation, NodeId, ProcessNumber, RequestId, VolumeId};
 use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Reads too: the edge hands a read on only after it made sure that this metad is the leader and has
 /// applied everything committed.
@@ -106,12 +109,59 @@ pub enum AdminRequest {
     VolumeDelete {
         name: String,
         force: Option<String>,
+        with_snapshots: bool,
     },
     /// Compare all replicas; needs a session (one is appointed if there is none).
     VolumeVerify {
         name: String,
         request: RequestId,
     },
+
+    // Snapshots.
+    /// Several: a group, sealed at one moment. Answered when all are sealed.
+    SnapshotCreate {
+        items: Vec<SnapshotOrder>,
+        labels: BTreeMap<String, String>,
+        protect_until_ms: u64,
+    },
+    /// Of one volume, or all.
+    SnapshotList {
+        volume: Option<String>,
+    },
+    SnapshotShow {
+        name: SnapshotName,
+    },
+    SnapshotDelete {
+        name: SnapshotName,
+    },
+    SnapshotRename {
+        name: SnapshotName,
+        to: String,
+    },
+    SnapshotProtect {
+        name: SnapshotName,
+        until_ms: u64,
+        force: Option<String>,
+    },
+    SnapshotLabel {
+        name: SnapshotName,
+        set: BTreeMap<String, String>,
+        remove: BTreeSet<String>,
+    },
+}
+
+/// `volume@snapshot`.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+pub struct SnapshotName {
+    pub volume: String,
+    pub snapshot: String,
+}
+
+/// One snapshot to be made; `id` is random.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct SnapshotOrder {
+    pub name: SnapshotName,
+    pub id: u128,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -142,4 +192,9 @@ pub enum AdminAnswer {
     Verifying {
         node: NodeId,
     },
+    /// `SnapshotCreate` is in Raft: for the service, which waits until these are sealed.
+    SnapshotsMade {
+        keys: Vec<(BranchId, Generation)>,
+    },
+    Snapshots(Vec<SnapshotView>),
 }

@@ -9,13 +9,14 @@ use crate::model::{Class, DownCause};
 use crate::settings::Setting;
 use proto::control::{ChunkChange, HeldReplica, SessionKind, VolumeRef};
 use proto::{
-    BranchId, ChunkIndex, ClusterId, ConfigNumber, DriveId, Epoch, Geometry, NodeId, OpenId, ProcessNumber,
-    RequestId, VolumeId,
+    BranchId, ChunkIndex, ClusterId, ConfigNumber, DriveId, Epoch, Generation, Geometry, ListIndex, NodeId,
+    OpenId, ProcessNumber, RequestId, VolumeId,
 };
 use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Newest version of the encoding of commands.
-pub const COMMAND_FORMAT: u8 = 2;
+pub const COMMAND_FORMAT: u8 = 3;
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Command {
@@ -59,6 +60,16 @@ pub struct PruneItem {
     pub chunk: ChunkIndex,
     pub from: ConfigNumber,
     pub drive: DriveId,
+}
+
+/// One volume to be sealed.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct SnapshotItem {
+    pub volume: VolumeId,
+    /// The branch that the proposer saw the volume point at.
+    pub branch: BranchId,
+    pub name: String,
+    pub id: u128,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -148,6 +159,8 @@ pub enum Op {
         volume: VolumeId,
         /// Although a guest is attached; the reason is logged.
         force: Option<String>,
+        /// And all snapshots that are not protected.
+        with_snapshots: bool,
     },
     VolumeRename {
         volume: VolumeId,
@@ -233,12 +246,78 @@ pub enum Op {
         identity: u128,
         process: ProcessNumber,
     },
+
+    // Format 3. Snapshots are named by (branch, generation), which is never used again, and by the name that was
+    // seen: a late command changes nothing.
+    /// Several items: a group, sealed at one moment or not at all.
+    SnapshotCreate {
+        items: Vec<SnapshotItem>,
+        labels: BTreeMap<String, String>,
+        protect_until_ms: u64,
+    },
+    /// The session of this epoch has drained and flushed the generation.
+    Sealed {
+        branch: BranchId,
+        epoch: Epoch,
+        generation: Generation,
+    },
+    /// It took too long. Of a group: all of it.
+    SealCancel {
+        branch: BranchId,
+        generation: Generation,
+    },
+    SnapshotDelete {
+        branch: BranchId,
+        generation: Generation,
+        name: String,
+    },
+    SnapshotRename {
+        branch: BranchId,
+        generation: Generation,
+        from: String,
+        to: String,
+    },
+    SnapshotProtect {
+        branch: BranchId,
+        generation: Generation,
+        name: String,
+        /// 0: no longer.
+        until_ms: u64,
+        /// Earlier than now in force; the reason is logged.
+        force: Option<String>,
+    },
+    SnapshotLabel {
+        branch: BranchId,
+        generation: Generation,
+        name: String,
+        set: BTreeMap<String, String>,
+        remove: BTreeSet<String>,
+    },
+    /// The drive has this keep-list, flushed.
+    Kept {
+        drive: DriveId,
+        branch: BranchId,
+        index: ListIndex,
+    },
 }
 
 impl Op {
     /// The first format of commands that has it.
     fn format(&self) -> u8 {
-        if matches!(self, Op::NodeRegister { .. }) { 2 } else { 1 }
+        match self {
+            Op::NodeRegister { .. } => 2,
+            // Has a field that the formats before have not.
+            Op::VolumeDelete { .. } => 3,
+            Op::SnapshotCreate { .. }
+            | Op::Sealed { .. }
+            | Op::SealCancel { .. }
+            | Op::SnapshotDelete { .. }
+            | Op::SnapshotRename { .. }
+            | Op::SnapshotProtect { .. }
+            | Op::SnapshotLabel { .. }
+            | Op::Kept { .. } => 3,
+            _ => 1,
+        }
     }
 }
 

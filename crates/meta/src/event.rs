@@ -1,5 +1,6 @@
 //! The event log: what an operator may want to know afterwards. A ring of `EVENTS_MAX`, in the state.
 
+use crate::date::show_date;
 use crate::model::DownCause;
 use crate::rows::Key;
 use crate::settings::show_ms;
@@ -53,6 +54,11 @@ pub enum EventKind {
     InSync { branch: BranchId, name: String, drive: DriveId, chunks: u32 },
     PlacedAround { name: String, failed: Vec<DriveId>, chunks: u32 },
     Replacing { name: String, chunks: u32 },
+    SnapshotSealed { names: Vec<String> },
+    SealCalledOff { names: Vec<String> },
+    SnapshotDeleted { name: String },
+    SnapshotRenamed { from: String, to: String },
+    SnapshotProtected { name: String, until_ms: u64, forced: Option<String> },
 }
 
 impl EventKind {
@@ -86,6 +92,11 @@ impl EventKind {
             EventKind::InSync { .. } => "InSync",
             EventKind::PlacedAround { .. } => "PlacedAround",
             EventKind::Replacing { .. } => "Replacing",
+            EventKind::SnapshotSealed { .. } => "SnapshotSealed",
+            EventKind::SealCalledOff { .. } => "SealCalledOff",
+            EventKind::SnapshotDeleted { .. } => "SnapshotDeleted",
+            EventKind::SnapshotRenamed { .. } => "SnapshotRenamed",
+            EventKind::SnapshotProtected { .. } => "SnapshotProtected",
         }
     }
 
@@ -96,6 +107,8 @@ impl EventKind {
             EventKind::NodeDown { .. }
             | EventKind::DriveDown { .. }
             | EventKind::Released { .. }
+            | EventKind::SealCalledOff { .. }
+            | EventKind::SnapshotProtected { forced: Some(_), .. }
             | EventKind::PlacedAround { .. } => Severity::Warning,
             EventKind::Stale { cause, .. } if *cause != ChangeCause::Withdrawn => Severity::Warning,
             EventKind::VolumeDeleted { forced: Some(_), .. } | EventKind::Attached { forced: true, .. } => {
@@ -108,6 +121,7 @@ impl EventKind {
 }
 
 impl fmt::Display for EventKind {
+    #[expect(clippy::too_many_lines, reason = "a table: a line for each kind")]
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             EventKind::ClusterCreated { name } => write!(f, "cluster {name} made"),
@@ -173,6 +187,24 @@ impl fmt::Display for EventKind {
             }
             EventKind::Replacing { name, chunks } => {
                 write!(f, "volume {name}: new replicas placed for {chunks} chunks")
+            }
+            EventKind::SnapshotSealed { names } => write!(f, "snapshot {} sealed", names.join(", ")),
+            EventKind::SealCalledOff { names } => {
+                write!(f, "snapshot {} called off: not drained and flushed in time", names.join(", "))
+            }
+            EventKind::SnapshotDeleted { name } => write!(f, "snapshot {name} deleted"),
+            EventKind::SnapshotRenamed { from, to } => write!(f, "snapshot {from} is now {to}"),
+            EventKind::SnapshotProtected { name, until_ms: 0, forced: None } => {
+                write!(f, "snapshot {name} is not protected any more")
+            }
+            EventKind::SnapshotProtected { name, until_ms, forced: None } => {
+                write!(f, "snapshot {name} is protected until {}", show_date(*until_ms))
+            }
+            EventKind::SnapshotProtected { name, until_ms: 0, forced: Some(reason) } => {
+                write!(f, "snapshot {name} is not protected any more: {reason}")
+            }
+            EventKind::SnapshotProtected { name, until_ms, forced: Some(reason) } => {
+                write!(f, "snapshot {name} is protected until {} only: {reason}", show_date(*until_ms))
             }
         }
     }

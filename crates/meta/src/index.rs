@@ -1,6 +1,6 @@
 //! What is derived from the rows, to find things without looking at everything. Never stored.
 
-use proto::{BranchId, Configuration, DriveId, Map, NodeId, RequestId, VolumeId};
+use proto::{BranchId, Configuration, DriveId, Generation, Map, NodeId, RequestId, VolumeId};
 use std::collections::{BTreeMap, BTreeSet};
 
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -18,6 +18,12 @@ pub(crate) struct Index {
     pub(crate) appointed: BTreeMap<NodeId, BTreeSet<BranchId>>,
     /// Branches with a session, by its node.
     pub(crate) sessions: BTreeMap<NodeId, BTreeSet<BranchId>>,
+    /// A volume's snapshots by name.
+    pub(crate) snapshots: BTreeMap<(VolumeId, String), (BranchId, Generation)>,
+    /// Branches that keep a generation of their parent.
+    pub(crate) forks: BTreeMap<(BranchId, Generation), BTreeSet<BranchId>>,
+    /// Branches with a seal under way.
+    pub(crate) sealing: BTreeSet<BranchId>,
 }
 
 impl Index {

@@ -9,7 +9,7 @@ use crate::model::DownCause;
 use crate::service::{OwnKey, Service};
 use crate::state::MetaState;
 use proto::control::{DriveStatus, SessionState, SessionStatus, WatchUpdate};
-use proto::{BranchId, DriveId, Epoch, NodeId, ProcessNumber, Span, Time};
+use proto::{BranchId, DriveId, Epoch, Generation, NodeId, ProcessNumber, Span, Time};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A session that its own node's heartbeats do not name for so long is released.
@@ -197,6 +197,8 @@ impl Service {
         let Some(heard) = self.liveness.heard.get(&node) else { return };
         let named: BTreeSet<(BranchId, Epoch)> = heard.sessions.iter().map(|s| (s.branch, s.epoch)).collect();
         let (process, now) = (heard.process, self.now);
+        let generations: BTreeMap<(BranchId, Epoch), Generation> =
+            heard.sessions.iter().map(|s| ((s.branch, s.epoch), s.generation)).collect();
         let closing: BTreeSet<(BranchId, Epoch)> = heard
             .sessions
             .iter()
@@ -217,6 +219,11 @@ impl Service {
                 Some(r) => r.epoch != epoch,
                 None => true,
             };
+            let behind = row.filter(|r| !over && r.sealing.is_some_and(|s| generations[key] <= s.generation));
+            if behind.is_some() {
+                // It has not heard of the seal; or it has, and hears it once more.
+                self.tell_views(state, branch);
+            }
             if over {
                 let next = || epoch.next().unwrap_or(epoch);
                 let epoch = current.filter(|c| *c != epoch).unwrap_or_else(next);

@@ -7,6 +7,7 @@ use proto::{
     VolumeId,
 };
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// The cluster itself, and all counters. One row, written with every command.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -131,12 +132,30 @@ pub struct Session {
     pub since_ms: u64,
 }
 
+/// A seal under way: the head was raised, and not everything below it is drained and flushed yet.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub struct Seal {
+    /// The one below the head.
+    pub generation: Generation,
+    /// Of a group: the command that all of its volumes are sealed by.
+    pub group: Option<LogIndex>,
+    /// Of a group: this one is drained and flushed; the others are waited for.
+    pub drained: bool,
+}
+
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Branch {
     pub volume: VolumeId,
     pub geometry: Geometry,
+    /// The head's. A seal raises it when it is asked for, and for good.
     pub generation: Generation,
+    /// Sessions may have written this one and all above since the branch was last drained and flushed.
+    pub unsealed: Generation,
+    pub sealing: Option<Seal>,
+    /// Fixed when the branch is made.
     pub parent: Option<(BranchId, Generation)>,
+    /// The parent's generation is kept for this branch.
+    pub tied: bool,
     pub class: Class,
     pub phase: Phase,
     /// The last placement, and the first chunk that it is about.
@@ -178,6 +197,32 @@ impl Branch {
     pub fn guest(&self) -> Option<&Session> {
         self.session.as_ref().filter(|s| s.kind == SessionKind::Guest)
     }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub enum SnapshotState {
+    /// Asked for; not to be read yet, and gone if it is called off.
+    Sealing,
+    Sealed,
+}
+
+/// A named, kept generation of a branch. Its key is (branch, generation), which is never used again.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Snapshot {
+    pub volume: VolumeId,
+    /// Unique among the volume's snapshots.
+    pub name: String,
+    /// Random: tells it from every other one, in other clusters too.
+    pub id: u128,
+    /// Bytes of the volume at that time.
+    pub size: u64,
+    pub state: SnapshotState,
+    /// The command that sealed several volumes at one moment; none: it was alone.
+    pub group: Option<LogIndex>,
+    pub labels: BTreeMap<String, String>,
+    /// Not deleted before (Unix ms); 0: not protected.
+    pub protect_until_ms: u64,
+    pub created_ms: u64,
 }
 
 /// A drive and the node it is in.

@@ -6,6 +6,7 @@ use proto::limits::{
     VOLUME_SIZE_STEP,
 };
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// What is wrong with a name.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize, thiserror::Error)]
@@ -68,6 +69,26 @@ pub fn check_chunk_shift(shift: u8) -> Result<(), AdminRefusal> {
         return Ok(());
     }
     Err(AdminRefusal::BadChunkSize { low: 1 << CHUNK_SHIFT_MIN, high: 1 << CHUNK_SHIFT_MAX })
+}
+
+/// Labels of one object.
+pub const LABELS_MAX: usize = 32;
+/// Bytes of a label's value.
+pub const LABEL_MAX: usize = 255;
+
+/// Few labels; keys as names are, values short and printable.
+///
+/// # Errors
+/// Names the label.
+pub fn check_labels(labels: &BTreeMap<String, String>) -> Result<(), AdminRefusal> {
+    let bad = |(key, value): &(&String, &String)| {
+        check_name(key).is_err() || value.len() > LABEL_MAX || value.chars().any(char::is_control)
+    };
+    let too_many = || labels.iter().nth(LABELS_MAX);
+    match labels.iter().find(bad).or_else(too_many) {
+        Some((key, _)) => Err(AdminRefusal::BadLabel { key: key.chars().take(80).collect() }),
+        None => Ok(()),
+    }
 }
 
 /// # Errors

@@ -416,6 +416,7 @@ impl MetaState {
 
     fn remove_drive(&mut self, at: u64, id: DriveId) {
         self.forget_garbage(id);
+        self.forget_owed_to(id);
         self.drives.remove(&id);
         self.mark(Key::Drive(id));
         self.touch(Touch::Nodes);

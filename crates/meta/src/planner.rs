@@ -148,6 +148,7 @@ impl Service {
         match state.touched_after(seen).filter(|_| !first) {
             None => {
                 self.planner.queue.extend(&state.index.unwell);
+                self.planner.queue.extend(&state.index.sealing);
                 self.planner.queue.extend(state.index.appointed.values().flatten());
                 self.planner.next_round = self.now;
             }
@@ -180,6 +181,7 @@ impl Service {
             .filter(|b| state.index.unwell.contains(b));
         more.extend(state.index.unwell.iter().chain(on_out).chain(appointed).chain(gone));
         more.extend(self.planner.wanted.keys());
+        more.extend(&state.index.sealing);
         let next: Vec<BranchId> =
             more.range(from..).chain(more.range(..from)).copied().take(BRANCHES_MAX).collect();
         if let Some(last) = next.last() {
@@ -192,6 +194,7 @@ impl Service {
     fn is_busy(&self, state: &MetaState) -> bool {
         !self.planner.wanted.is_empty()
             || !state.index.unwell.is_empty()
+            || !state.index.sealing.is_empty()
             || !state.index.appointed.is_empty()
             || state.nodes().values().any(|n| n.down.is_some() || n.drain)
             || state.drives().values().any(|d| d.down.is_some() || d.stranger || d.retired)
@@ -252,7 +255,8 @@ impl Service {
         outlook: &Outlook,
         placer: &Placer,
     ) -> bool {
-        if row.pending().is_some() || self.planner.wanted.contains_key(&branch) {
+        let to_seal = row.sealing.is_some_and(|s| !s.drained);
+        if row.pending().is_some() || to_seal || self.planner.wanted.contains_key(&branch) {
             return true;
         }
         let Some(chunks) = state.chunks(branch) else { return false };

@@ -1,5 +1,6 @@
 //! Why an operator's order is refused: what, which object, why, and what to do next.
 
+use crate::date::show_date;
 use crate::name::NameFault;
 use proto::{ClusterId, DriveId, Epoch, NodeId};
 use serde::{Deserialize, Serialize};
@@ -10,6 +11,7 @@ pub enum Noun {
     Volume,
     Node,
     Drive,
+    Snapshot,
 }
 impl Noun {
     #[must_use]
@@ -18,6 +20,7 @@ impl Noun {
             Noun::Volume => "volume",
             Noun::Node => "node",
             Noun::Drive => "drive",
+            Noun::Snapshot => "snapshot",
         }
     }
 }
@@ -141,6 +144,60 @@ pub enum AdminRefusal {
         said: Option<ClusterId>,
         cluster: ClusterId,
     },
+    // Snapshots. Names are `volume@snapshot`, but of volumes.
+    /// Another seal of the volume is under way.
+    SealBusy {
+        name: String,
+    },
+    /// These were not sealed in time.
+    SealCalledOff {
+        names: Vec<String>,
+    },
+    /// Sessions of these volumes were not heard, or do not serve yet.
+    GroupNotReady {
+        names: Vec<String>,
+    },
+    NotSealed {
+        name: String,
+    },
+    /// It got another name between the look and the order.
+    SnapshotChanged {
+        name: String,
+    },
+    Protected {
+        name: String,
+        until_ms: u64,
+    },
+    /// A protection that is to be made shorter.
+    ProtectedLonger {
+        name: String,
+        until_ms: u64,
+    },
+    HasSnapshots {
+        name: String,
+        count: u64,
+        /// The first ones.
+        snapshots: Vec<String>,
+    },
+    HasClones {
+        name: String,
+        clones: Vec<String>,
+    },
+    TooManySnapshots {
+        name: String,
+        most: u64,
+    },
+    BadGroup {
+        most: u64,
+    },
+    BadLabel {
+        key: String,
+    },
+    /// A blockd of another version than metad.
+    OtherControl {
+        said: u32,
+        known: u32,
+    },
     /// As `Attached`, for orders that no force carries out.
     InUse {
         name: String,
@@ -186,6 +243,18 @@ impl AdminRefusal {
             AdminRefusal::StrangerDrive { .. } => 1106,
             AdminRefusal::OtherProcess { .. } => 1107,
             AdminRefusal::OtherCluster { .. } => 1108,
+            AdminRefusal::OtherControl { .. } => 1109,
+            AdminRefusal::SealBusy { .. } => 1401,
+            AdminRefusal::SealCalledOff { .. } => 1402,
+            AdminRefusal::GroupNotReady { .. } => 1403,
+            AdminRefusal::NotSealed { .. } => 1404,
+            AdminRefusal::SnapshotChanged { .. } => 1405,
+            AdminRefusal::Protected { .. } | AdminRefusal::ProtectedLonger { .. } => 1406,
+            AdminRefusal::HasSnapshots { .. } => 1407,
+            AdminRefusal::HasClones { .. } => 1408,
+            AdminRefusal::TooManySnapshots { .. } => 1409,
+            AdminRefusal::BadGroup { .. } => 1410,
+            AdminRefusal::BadLabel { .. } => 1411,
             AdminRefusal::BadSize { .. } => 1201,
             AdminRefusal::BadChunkSize { .. } => 1202,
             AdminRefusal::Attached { .. } | AdminRefusal::InUse { .. } => 1203,
@@ -208,12 +277,15 @@ impl AdminRefusal {
             | AdminRefusal::BadSize { .. }
             | AdminRefusal::BadChunkSize { .. }
             | AdminRefusal::BadCopies { .. }
-            | AdminRefusal::BadMinInSync { .. } => exit::USAGE,
+            | AdminRefusal::BadMinInSync { .. }
+            | AdminRefusal::BadGroup { .. }
+            | AdminRefusal::BadLabel { .. } => exit::USAGE,
             AdminRefusal::NotFound { .. } => exit::NOT_FOUND,
             AdminRefusal::ClusterExists { .. }
             | AdminRefusal::Exists { .. }
             | AdminRefusal::OtherNode { .. }
             | AdminRefusal::OtherProcess { .. }
+            | AdminRefusal::SnapshotChanged { .. }
             | AdminRefusal::Changed { .. } => exit::EXISTS,
             AdminRefusal::HoldsReplicas { .. }
             | AdminRefusal::NotDrained { .. }
@@ -223,17 +295,28 @@ impl AdminRefusal {
             | AdminRefusal::Attached { .. }
             | AdminRefusal::InUse { .. }
             | AdminRefusal::NotReady { .. }
+            | AdminRefusal::SealBusy { .. }
+            | AdminRefusal::NotSealed { .. }
+            | AdminRefusal::HasSnapshots { .. }
+            | AdminRefusal::HasClones { .. }
             | AdminRefusal::Shrink { .. } => exit::STATE,
-            AdminRefusal::BadToken => exit::PERMISSION,
+            AdminRefusal::Protected { .. }
+            | AdminRefusal::ProtectedLonger { .. }
+            | AdminRefusal::BadToken => exit::PERMISSION,
             AdminRefusal::NoCluster
             | AdminRefusal::TooFewDomains { .. }
-            | AdminRefusal::OtherCluster { .. } => exit::PRECONDITION,
-            AdminRefusal::PlacementOutdated => exit::FAILURE,
+            | AdminRefusal::OtherCluster { .. }
+            | AdminRefusal::OtherControl { .. } => exit::PRECONDITION,
+            AdminRefusal::PlacementOutdated
+            | AdminRefusal::SealCalledOff { .. }
+            | AdminRefusal::GroupNotReady { .. } => exit::FAILURE,
+            AdminRefusal::TooManySnapshots { .. } => exit::FULL,
             AdminRefusal::OutcomeUnknown => exit::UNKNOWN_OUTCOME,
         }
     }
 
     /// First line: what is refused, and of which object.
+    #[expect(clippy::too_many_lines, reason = "a table: a line for each kind")]
     #[must_use]
     pub fn what(&self) -> String {
         match self {
@@ -264,6 +347,32 @@ impl AdminRefusal {
             }
             AdminRefusal::OtherCluster { node, said: None, cluster } => {
                 format!("node {node} names no cluster; this is {:032x}", cluster.0)
+            }
+            AdminRefusal::SealBusy { name } => format!("another snapshot of volume \"{name}\" is under way"),
+            AdminRefusal::SealCalledOff { names } => format!("no snapshot was made: {}", names.join(", ")),
+            AdminRefusal::GroupNotReady { names } => {
+                format!("not all volumes of the group can be sealed now: {}", names.join(", "))
+            }
+            AdminRefusal::NotSealed { name } => format!("snapshot {name} is not sealed yet"),
+            AdminRefusal::SnapshotChanged { name } => format!("snapshot {name} was renamed meanwhile"),
+            AdminRefusal::Protected { name, until_ms } | AdminRefusal::ProtectedLonger { name, until_ms } => {
+                format!("snapshot {name} is protected until {}", show_date(*until_ms))
+            }
+            AdminRefusal::HasSnapshots { name, count: 1, .. } => format!("volume \"{name}\" has a snapshot"),
+            AdminRefusal::HasSnapshots { name, count, .. } => {
+                format!("volume \"{name}\" has {count} snapshots")
+            }
+            AdminRefusal::HasClones { name, .. } => format!("snapshot {name} has clones"),
+            AdminRefusal::TooManySnapshots { name, most } => {
+                format!("volume \"{name}\" has {most} snapshots: no more are possible")
+            }
+            AdminRefusal::BadGroup { most } => format!("a group is 1 to {most} volumes, each once"),
+            AdminRefusal::BadLabel { key } => format!("\"{key}\" cannot be labelled so"),
+            AdminRefusal::OtherControl { said: 0, known } => {
+                format!("this blockd names no control protocol; metad speaks {known}")
+            }
+            AdminRefusal::OtherControl { said, known } => {
+                format!("this blockd speaks control protocol {said}; metad speaks {known}")
             }
             AdminRefusal::BadSize { size, .. } => format!("{size} bytes cannot be a volume's size"),
             AdminRefusal::BadChunkSize { .. } => "no such chunk size".into(),
@@ -313,6 +422,28 @@ impl AdminRefusal {
                 "it has another state directory than that one, or is older".into()
             }
             AdminRefusal::OtherCluster { .. } => "a node id counts in one cluster only".into(),
+            AdminRefusal::SealBusy { .. } => "a volume is sealed once at a time".into(),
+            AdminRefusal::SealCalledOff { .. } => {
+                "the session did not drain and flush it in time (5 s; a group: 1 s), or the volume was deleted".into()
+            }
+            AdminRefusal::GroupNotReady { .. } => "their sessions do not serve, or are not heard".into(),
+            AdminRefusal::NotSealed { .. } => "its session drains and flushes it".into(),
+            AdminRefusal::SnapshotChanged { .. } => "somebody else gave another order".into(),
+            AdminRefusal::Protected { .. } => "until then it is not deleted, nor its volume".into(),
+            AdminRefusal::ProtectedLonger { .. } => "a protection is made longer, not shorter".into(),
+            AdminRefusal::HasSnapshots { count, snapshots, .. } => {
+                let more = if *count > snapshots.len() as u64 { ", .." } else { "" };
+                format!("{}{more}", snapshots.join(", "))
+            }
+            AdminRefusal::HasClones { clones, .. } => {
+                format!("{} read from it what they have not written themselves", clones.join(", "))
+            }
+            AdminRefusal::TooManySnapshots { .. } => "the drives keep a list of them for each volume".into(),
+            AdminRefusal::BadGroup { .. } => "all volumes of a group are sealed at one moment".into(),
+            AdminRefusal::BadLabel { .. } => {
+                "keys are written as names, values have up to 255 printable bytes, and there are up to 32 of them".into()
+            }
+            AdminRefusal::OtherControl { .. } => "blockd and metad must be of one version".into(),
             AdminRefusal::BadSize { .. } => "sizes are multiples of 4 KiB from 1 MiB to 16 TiB".into(),
             AdminRefusal::BadChunkSize { low, high } => format!("powers of two from {low} to {high} bytes"),
             AdminRefusal::Attached { .. } | AdminRefusal::InUse { .. } => "a guest uses it".into(),
@@ -331,6 +462,7 @@ impl AdminRefusal {
     }
 
     /// Third line: what to do.
+    #[expect(clippy::too_many_lines, reason = "a table: a line for each kind")]
     #[must_use]
     pub fn fix(&self) -> String {
         match self {
@@ -367,6 +499,30 @@ impl AdminRefusal {
                     cluster.0
                 )
             }
+            AdminRefusal::SealBusy { .. } => "repeat the order".into(),
+            AdminRefusal::SealCalledOff { names } | AdminRefusal::GroupNotReady { names } => {
+                let volume = names.first().map_or("", |n| n.split('@').next().unwrap_or(n));
+                format!("blockctl volume show {volume}, and repeat the order")
+            }
+            AdminRefusal::NotSealed { name } | AdminRefusal::SnapshotChanged { name } => {
+                format!("blockctl snapshot list {}", name.split('@').next().unwrap_or(name))
+            }
+            AdminRefusal::Protected { name, .. } | AdminRefusal::ProtectedLonger { name, .. } => {
+                format!("wait, or: blockctl snapshot protect {name} --until none --force=REASON")
+            }
+            AdminRefusal::HasSnapshots { name, .. } => {
+                format!("delete them, or: blockctl volume delete {name} --with-snapshots")
+            }
+            AdminRefusal::HasClones { .. } => "delete the clones first".into(),
+            AdminRefusal::TooManySnapshots { name, .. } => {
+                format!("delete some: blockctl snapshot list {name}")
+            }
+            AdminRefusal::BadGroup { .. } => "name each volume once: VOL@NAME VOL2@NAME".into(),
+            AdminRefusal::BadLabel { .. } => "--label app=db".into(),
+            AdminRefusal::OtherControl { said, known } if said > known => {
+                "install metad's newer version".into()
+            }
+            AdminRefusal::OtherControl { .. } => "install blockd's newer version on this node".into(),
             AdminRefusal::BadSize { nearest, .. } => format!("the nearest is {nearest}"),
             AdminRefusal::BadChunkSize { .. } => "leave it out: 256 MiB is right for most".into(),
             AdminRefusal::Attached { name, node_name, .. } => {

@@ -1,15 +1,17 @@
 //! Views: functions of the state and of what nodes said last. They decide nothing.
 
 use crate::admin::{AdminAnswer, AdminRequest};
-use crate::model::{Branch, Phase};
+use crate::model::{Branch, Phase, SnapshotState};
 use crate::refusal::{AdminRefusal, Noun};
-use crate::requests::{find_node, find_volume};
+use crate::requests::{find_node, find_snapshot, find_volume};
 use crate::service::Service;
 use crate::state::MetaState;
 use crate::survey::{Fault, Survey};
-use crate::view::{DriveView, EventView, FaultView, NodeView, SessionView, VolumeLine, VolumeView, WaitFor};
+use crate::view::{
+    DriveView, EventView, FaultView, NodeView, SessionView, SnapshotView, VolumeLine, VolumeView, WaitFor,
+};
 use proto::control::SessionStatus;
-use proto::{BranchId, DriveId, NodeId, VolumeId};
+use proto::{BranchId, DriveId, Generation, NodeId, VolumeId};
 use std::collections::BTreeSet;
 
 impl Service {
@@ -41,6 +43,14 @@ impl Service {
             }
             AdminRequest::VolumeShow { name } => {
                 AdminAnswer::Volume(Box::new(self.volume_view(state, find_volume(state, &name)?)))
+            }
+            AdminRequest::SnapshotList { volume } => {
+                let volume = volume.map(|name| find_volume(state, &name)).transpose()?;
+                AdminAnswer::Snapshots(snapshot_views(state, volume))
+            }
+            AdminRequest::SnapshotShow { name } => {
+                let (key, _) = find_snapshot(state, &name)?;
+                AdminAnswer::Snapshots(snapshot_view(state, key).into_iter().collect())
             }
             AdminRequest::VolumeWait { name, state: wanted } => {
                 AdminAnswer::Waited(is_reached(state, &name, wanted)?)
@@ -135,6 +145,7 @@ impl Service {
             resync_moved: self.resyncs.moved(volume.branch),
             resync_rate: resync.map_or(0, |s| s.resync_rate),
             drives: drives.into_iter().map(|(d, n)| (state.drives()[&d].node, d, n)).collect(),
+            snapshots: state.snapshots_of(id).map(|(_, s)| s.name.clone()).collect(),
         }
     }
 
@@ -204,6 +215,35 @@ impl Service {
         };
         survey.faults.iter().map(view).collect()
     }
+}
+
+pub(crate) fn snapshot_view(state: &MetaState, key: (BranchId, Generation)) -> Option<SnapshotView> {
+    let s = state.snapshots().get(&key)?;
+    Some(SnapshotView {
+        volume: state.volumes().get(&s.volume).map(|v| v.name.clone()).unwrap_or_default(),
+        name: s.name.clone(),
+        id: s.id,
+        branch: key.0,
+        generation: key.1,
+        size: s.size,
+        sealed: s.state == SnapshotState::Sealed,
+        created_ms: s.created_ms,
+        group: s.group.map_or(0, |g| g.0),
+        labels: s.labels.clone(),
+        protect_until_ms: s.protect_until_ms,
+        clones: state.clones_of(key),
+        unconfirmed: u32::try_from(state.owed_of(key.0).len()).unwrap_or(u32::MAX),
+    })
+}
+
+/// In the order of volumes' names, then oldest first.
+fn snapshot_views(state: &MetaState, volume: Option<VolumeId>) -> Vec<SnapshotView> {
+    let volumes: Vec<VolumeId> = match volume {
+        Some(v) => vec![v],
+        None => state.index.names.values().copied().collect(),
+    };
+    let keys = volumes.into_iter().flat_map(|v| state.snapshots_of(v)).map(|(key, _)| key);
+    keys.filter_map(|key| snapshot_view(state, key)).collect()
 }
 
 fn session_view(state: &MetaState, row: &Branch, status: Option<&SessionStatus>) -> Option<SessionView> {

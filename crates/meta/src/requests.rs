@@ -1,6 +1,6 @@
 //! What nodes and operators ask: answered from the state, or turned into a command.
 
-use crate::admin::{AdminAnswer, AdminRequest};
+use crate::admin::{AdminAnswer, AdminRequest, SnapshotName};
 use crate::answer::Answer;
 use crate::command::{Op, Plan, Replacement};
 use crate::model::Class;
@@ -12,7 +12,7 @@ use crate::settings::Setting;
 use crate::state::MetaState;
 use proto::control::{MetaAnswer, MetaRefusal, MetaRequest, VolumeSummary, WatchUpdate};
 use proto::limits::CHUNK_SHIFT_DEFAULT;
-use proto::{BranchId, DriveId, Geometry, NodeId, RequestId, VolumeId};
+use proto::{BranchId, DriveId, Generation, Geometry, NodeId, RequestId, VolumeId};
 
 impl Service {
     pub(crate) fn node_request(
@@ -53,13 +53,21 @@ impl Service {
                 let answer = state.present(branch, chunks);
                 self.answer_node(token, answer);
             }
-            MetaRequest::Views { branch, .. } | MetaRequest::Sealed { branch, .. } => {
+            MetaRequest::Views { branch, .. } => {
                 let answer = state.present_views(branch);
                 self.answer_node(token, answer);
             }
+            MetaRequest::Sealed { branch, epoch, generation } => {
+                self.propose_for_node(token, None, Op::Sealed { branch, epoch, generation });
+            }
+            // What is settled already needs no command; should it not be, the list is told again.
+            MetaRequest::Kept { drive, branch, index } if state.is_settled_by(drive, branch, index) => {
+                self.propose_for_node(token, None, Op::Kept { drive, branch, index });
+            }
             MetaRequest::Kept { .. } => self.answer_node(token, MetaAnswer::Ok),
-            MetaRequest::Snapshot { .. } => {
-                self.answer_node(token, MetaAnswer::Refused(MetaRefusal::NoSuchSnapshot));
+            MetaRequest::Snapshot { volume, snapshot } => {
+                let answer = state.find_snapshot(&volume, &snapshot);
+                self.answer_node(token, answer);
             }
             MetaRequest::Created { branch, epoch, placement, failed } => {
                 let replacements = self.replacements(state, branch, &failed);
@@ -149,11 +157,16 @@ impl Service {
             return self.answer_not_leader(token);
         }
         if let Some(Answer::Admin(answer)) = id.and_then(|id| state.kept_answer(id)) {
-            return self.answer_admin(token, answer);
+            return self.admin_decided(state, token, answer);
+        }
+        if let AdminRequest::SnapshotCreate { .. } = request {
+            return self.snapshot_order(state, token, id, request);
         }
         match self.admin_decision(state, request) {
             Ok(Decided::Answer(answer)) => self.answer_admin(token, Ok(answer)),
-            Ok(Decided::Command(op)) => self.propose_for_admin(token, id, op),
+            Ok(Decided::Command(op)) => {
+                self.propose_for_admin(token, id, op);
+            }
             Err(refusal) => self.answer_admin(token, Err(refusal)),
         }
     }
@@ -195,11 +208,27 @@ impl Service {
                 check_copies(class.copies, class.min_in_sync)?;
                 command(Op::VolumeClass { volume: find_volume(state, &name)?, class })
             }
-            AdminRequest::VolumeDelete { name, force } => {
-                command(Op::VolumeDelete { volume: find_volume(state, &name)?, force })
+            AdminRequest::VolumeDelete { name, force, with_snapshots } => {
+                command(Op::VolumeDelete { volume: find_volume(state, &name)?, force, with_snapshots })
             }
             AdminRequest::VolumeVerify { name, request } => {
                 self.verify(state, &name, request).map(Decided::Answer)
+            }
+            AdminRequest::SnapshotDelete { name } => {
+                let ((branch, generation), name) = find_snapshot(state, &name)?;
+                command(Op::SnapshotDelete { branch, generation, name })
+            }
+            AdminRequest::SnapshotRename { name, to } => {
+                let ((branch, generation), from) = find_snapshot(state, &name)?;
+                command(Op::SnapshotRename { branch, generation, from, to })
+            }
+            AdminRequest::SnapshotProtect { name, until_ms, force } => {
+                let ((branch, generation), name) = find_snapshot(state, &name)?;
+                command(Op::SnapshotProtect { branch, generation, name, until_ms, force })
+            }
+            AdminRequest::SnapshotLabel { name, set, remove } => {
+                let ((branch, generation), name) = find_snapshot(state, &name)?;
+                command(Op::SnapshotLabel { branch, generation, name, set, remove })
             }
             read => self.read(state, read).map(Decided::Answer),
         }
@@ -313,6 +342,18 @@ pub(crate) fn find_volume(state: &MetaState, name: &str) -> Result<VolumeId, Adm
         .volume_named(name)
         .map(|(id, _)| id)
         .ok_or_else(|| AdminRefusal::NotFound { noun: Noun::Volume, name: name.to_owned() })
+}
+
+/// Its key and its name.
+pub(crate) fn find_snapshot(
+    state: &MetaState,
+    name: &SnapshotName,
+) -> Result<((BranchId, Generation), String), AdminRefusal> {
+    let volume = find_volume(state, &name.volume)?;
+    let found = state.snapshot_named(volume, &name.snapshot);
+    let full = || format!("{}@{}", name.volume, name.snapshot);
+    let (key, row) = found.ok_or_else(|| AdminRefusal::NotFound { noun: Noun::Snapshot, name: full() })?;
+    Ok((key, row.name.clone()))
 }
 
 fn summaries(state: &MetaState, name: Option<&str>) -> Vec<VolumeSummary> {

@@ -1,7 +1,7 @@
 //! The state as rows: what the edge commits to its database together with the applied index.
 
 use crate::chunks::PAGE_CHUNKS;
-use proto::{BranchId, ChunkIndex, DriveId, NodeId, RequestId, VolumeId};
+use proto::{BranchId, ChunkIndex, DriveId, Generation, NodeId, RequestId, VolumeId};
 use std::sync::Arc;
 
 /// Tables of the state. The numbers are on disk.
@@ -21,9 +21,12 @@ pub enum Table {
     /// First answers of requests.
     Kept = 9,
     Events = 10,
+    Snapshots = 14,
+    /// Keep-lists that drives have not confirmed yet.
+    Owed = 15,
 }
 impl Table {
-    pub const ALL: [Table; 10] = [
+    pub const ALL: [Table; 12] = [
         Table::Head,
         Table::Settings,
         Table::Nodes,
@@ -34,6 +37,8 @@ impl Table {
         Table::Garbage,
         Table::Kept,
         Table::Events,
+        Table::Snapshots,
+        Table::Owed,
     ];
     #[must_use]
     pub fn from_number(n: u8) -> Option<Table> {
@@ -79,6 +84,8 @@ pub(crate) enum Key {
     Garbage(DriveId, BranchId, u32),
     Kept(RequestId),
     Event(u64),
+    Snapshot(BranchId, Generation),
+    Owed(DriveId, BranchId),
 }
 
 impl Key {
@@ -94,6 +101,8 @@ impl Key {
             Key::Garbage(..) => Table::Garbage,
             Key::Kept(_) => Table::Kept,
             Key::Event(_) => Table::Events,
+            Key::Snapshot(..) => Table::Snapshots,
+            Key::Owed(..) => Table::Owed,
         }
     }
 
@@ -110,6 +119,8 @@ impl Key {
             }
             Key::Kept(r) => r.0.to_be_bytes().to_vec(),
             Key::Event(e) => e.to_be_bytes().to_vec(),
+            Key::Snapshot(b, g) => [&b.0.to_be_bytes()[..], &g.0.to_be_bytes()].concat(),
+            Key::Owed(d, b) => [d.0.to_be_bytes(), b.0.to_be_bytes()].concat(),
         }
     }
 
@@ -129,6 +140,10 @@ impl Key {
             ),
             Table::Kept => Key::Kept(RequestId(u128::from_be_bytes(key.try_into().ok()?))),
             Table::Events => Key::Event(be64(key)?),
+            Table::Snapshots => {
+                Key::Snapshot(BranchId(be64(key.get(..8)?)?), Generation(be32(key.get(8..)?)?))
+            }
+            Table::Owed => Key::Owed(DriveId(be64(key.get(..8)?)?), BranchId(be64(key.get(8..)?)?)),
         })
     }
 }

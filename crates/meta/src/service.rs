@@ -15,6 +15,7 @@ use crate::liveness::Liveness;
 use crate::planner::Planner;
 use crate::refusal::AdminRefusal;
 use crate::resyncs::Resyncs;
+use crate::seals::Seals;
 use crate::state::MetaState;
 use crate::watch::Watch;
 use proto::control::{MetaAnswer, MetaRequest, WatchUpdate};
@@ -115,6 +116,7 @@ pub struct Service {
     pub(crate) resyncs: Resyncs,
     pub(crate) watch: Watch,
     pub(crate) planner: Planner,
+    pub(crate) seals: Seals,
 }
 
 /// What an own command is about.
@@ -123,6 +125,7 @@ pub(crate) enum OwnKey {
     Node(NodeId),
     Drive(proto::DriveId),
     Branch(proto::BranchId),
+    Seal(proto::BranchId),
 }
 
 impl Default for Service {
@@ -147,6 +150,7 @@ impl Service {
             resyncs: Resyncs::default(),
             watch: Watch::default(),
             planner: Planner::default(),
+            seals: Seals::default(),
         }
     }
 
@@ -160,7 +164,7 @@ impl Service {
         match event {
             ServiceEvent::Node { from, token, request } => self.node_request(state, from, token, request),
             ServiceEvent::Admin { token, id, request } => self.admin_request(state, token, id, request),
-            ServiceEvent::Applied { proposal, answer, .. } => self.applied(proposal, answer),
+            ServiceEvent::Applied { proposal, answer, .. } => self.applied(state, proposal, answer),
             ServiceEvent::ProposalFailed { proposal } => self.failed(proposal),
             ServiceEvent::BecameLeader => {
                 self.leader = true;
@@ -173,6 +177,7 @@ impl Service {
             ServiceEvent::LostLeader => {
                 self.leader = false;
                 self.own.clear();
+                self.leave_seals();
             }
             ServiceEvent::WatchOpened { node, process } => self.watch.open(node, process),
             ServiceEvent::WatchClosed { node } => self.watch.close(node),
@@ -192,7 +197,8 @@ impl Service {
         if !self.leader {
             return Time::FAR;
         }
-        self.liveness.next_wake().min(self.planner.next_wake()).min(self.watch.next_wake())
+        let seals = self.seals.next_wake();
+        self.liveness.next_wake().min(self.planner.next_wake()).min(self.watch.next_wake()).min(seals)
     }
 
     #[must_use]
@@ -206,6 +212,7 @@ impl Service {
             return;
         }
         self.maintain_liveness(state);
+        self.maintain_seals(state);
         self.maintain_planner(state);
         self.maintain_watch(state);
     }
@@ -224,8 +231,8 @@ impl Service {
     pub(crate) fn propose_for_node(&mut self, token: Token, request: Option<RequestId>, op: Op) {
         self.submit(Waiter::Node(token), request, op);
     }
-    pub(crate) fn propose_for_admin(&mut self, token: Token, request: Option<RequestId>, op: Op) {
-        self.submit(Waiter::Admin(token), request, op);
+    pub(crate) fn propose_for_admin(&mut self, token: Token, request: Option<RequestId>, op: Op) -> Proposal {
+        self.submit(Waiter::Admin(token), request, op)
     }
     /// A command of the leader's own, unless one about the same thing is under way.
     pub(crate) fn propose_own(&mut self, key: OwnKey, op: Op) -> bool {
@@ -240,12 +247,13 @@ impl Service {
         self.own.values().any(|k| *k == key)
     }
 
-    fn applied(&mut self, proposal: Proposal, answer: Answer) {
+    fn applied(&mut self, state: &MetaState, proposal: Proposal, answer: Answer) {
         self.own.remove(&proposal);
+        self.seals.ended(proposal);
         match (self.pending.remove(&proposal), answer) {
             (Some(Waiter::Node(token)), Answer::Node(answer)) => self.answer_node(token, answer),
             (Some(Waiter::Node(token)), Answer::Planned(_)) => self.answer_node(token, MetaAnswer::Ok),
-            (Some(Waiter::Admin(token)), Answer::Admin(answer)) => self.answer_admin(token, answer),
+            (Some(Waiter::Admin(token)), Answer::Admin(answer)) => self.admin_decided(state, token, answer),
             (Some(Waiter::Own) | None, _) => {}
             (Some(waiter), answer) => {
                 // A request id that was used for another kind of request before: the asker's fault.
@@ -262,6 +270,7 @@ impl Service {
     /// The outcome is not known: a node asks again, an operator is told so.
     fn failed(&mut self, proposal: Proposal) {
         self.own.remove(&proposal);
+        self.seals.ended(proposal);
         match self.pending.remove(&proposal) {
             Some(Waiter::Node(token)) => self.answer_node(token, MetaAnswer::Unavailable),
             Some(Waiter::Admin(token)) => self.answer_admin(token, Err(AdminRefusal::OutcomeUnknown)),

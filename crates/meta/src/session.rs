@@ -13,8 +13,8 @@ use crate::touch::Touch;
 use crate::volume::unmade;
 use proto::control::{Attached, ChangeCause, ChunkChange, MetaAnswer, MetaRefusal, SessionKind, VolumeRef};
 use proto::{
-    BranchId, BranchViews, ChunkIndex, ConfigNumber, Configuration, DriveId, Epoch, ListIndex, MemberState,
-    NodeId, Place, ProcessNumber,
+    BranchId, ChunkIndex, ConfigNumber, Configuration, DriveId, Epoch, MemberState, NodeId, Place,
+    ProcessNumber,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -143,13 +143,6 @@ impl MetaState {
         }
     }
 
-    /// What a session is to know of its branch's generations, as of now.
-    pub(crate) fn views(&self, branch: BranchId) -> Option<BranchViews> {
-        let row = self.branches.get(&branch)?;
-        let index = ListIndex::new(self.head.lineage, self.head.applied);
-        Some(BranchViews { index, ..BranchViews::plain(row.generation) })
-    }
-
     /// What a session needs to open, as of now.
     pub(crate) fn attached(&self, branch: BranchId, clean: bool) -> Option<MetaAnswer> {
         let row = self.branches.get(&branch)?;
@@ -185,6 +178,9 @@ impl MetaState {
         }
         row.clean = clean;
         self.set_session(branch, None);
+        if clean {
+            self.closed_cleanly(at, branch);
+        }
         let name = self.branch_name(branch);
         self.log(at, EventKind::Detached { name, epoch, clean });
         MetaAnswer::Ok
@@ -211,13 +207,6 @@ impl MetaState {
         let Some(row) = self.branches.get(&branch) else { return refused(MetaRefusal::NoSuchVolume) };
         let chunks = chunks.into_iter().filter_map(|c| Some((c, self.configuration(branch, c)?))).collect();
         MetaAnswer::Configurations { epoch: row.epoch, chunks, down: self.drives_down() }
-    }
-
-    pub(crate) fn present_views(&self, branch: BranchId) -> MetaAnswer {
-        let (Some(row), Some(views)) = (self.branches.get(&branch), self.views(branch)) else {
-            return refused(MetaRefusal::NoSuchVolume);
-        };
-        MetaAnswer::Views { epoch: row.epoch, views }
     }
 
     fn apply_propose(

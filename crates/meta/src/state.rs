@@ -12,11 +12,14 @@ use crate::dedup::Kept;
 use crate::event::EventRecord;
 use crate::garbage::{GarbageKey, GarbagePage};
 use crate::index::{self, Index};
-use crate::model::{Branch, Drive, Head, Node, Volume};
+use crate::model::{Branch, Drive, Head, Node, Snapshot, SnapshotState, Volume};
 use crate::rows::{Key, KeyChange, LoadError, Row, Table};
 use crate::settings::Settings;
 use crate::touch::Touched;
-use proto::{BranchId, ChunkIndex, Configuration, DriveId, LogIndex, NodeId, RequestId, VolumeId};
+use proto::{
+    BranchId, ChunkIndex, Configuration, DriveId, Generation, ListIndex, LogIndex, NodeId, RequestId,
+    VolumeId,
+};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::collections::{BTreeMap, BTreeSet};
@@ -34,6 +37,9 @@ pub struct MetaState {
     pub(crate) garbage: BTreeMap<GarbageKey, GarbagePage>,
     pub(crate) kept: BTreeMap<RequestId, Kept>,
     pub(crate) events: BTreeMap<u64, EventRecord>,
+    pub(crate) snapshots: BTreeMap<(BranchId, Generation), Snapshot>,
+    /// Drives that have not confirmed the branch's keep-list, and when it last changed for them.
+    pub(crate) owed: BTreeMap<(DriveId, BranchId), ListIndex>,
     pub(crate) index: Index,
     /// Rows changed by the command being applied.
     dirty: BTreeSet<Key>,
@@ -54,6 +60,8 @@ impl PartialEq for MetaState {
             && self.garbage == o.garbage
             && self.kept == o.kept
             && self.events == o.events
+            && self.snapshots == o.snapshots
+            && self.owed == o.owed
             && self.index == o.index
     }
 }
@@ -130,6 +138,18 @@ impl MetaState {
                 Answer::Planned(self.apply_prune(at, *branch, *epoch, items))
             }
             Op::Deleted { drive, replicas } => Answer::Planned(self.apply_deleted(*drive, replicas)),
+            Op::SnapshotCreate { .. }
+            | Op::SnapshotDelete { .. }
+            | Op::SnapshotRename { .. }
+            | Op::SnapshotProtect { .. }
+            | Op::SnapshotLabel { .. } => Answer::Admin(self.perform_snapshot(at, &command.op)),
+            Op::Sealed { branch, epoch, generation } => {
+                Answer::Node(self.apply_sealed(at, *branch, *epoch, *generation))
+            }
+            Op::SealCancel { branch, generation } => {
+                Answer::Planned(self.apply_seal_cancel(at, *branch, *generation))
+            }
+            Op::Kept { drive, branch, index } => Answer::Planned(self.apply_kept(*drive, *branch, *index)),
         }
     }
 
@@ -159,6 +179,8 @@ impl MetaState {
             Key::Garbage(d, b, page) => self.garbage.get(&(d, b, page)).map(encode),
             Key::Kept(r) => self.kept.get(&r).map(encode),
             Key::Event(e) => self.events.get(&e).map(encode),
+            Key::Snapshot(b, g) => self.snapshots.get(&(b, g)).map(encode),
+            Key::Owed(d, b) => self.owed.get(&(d, b)).map(encode),
         }
     }
 
@@ -175,6 +197,8 @@ impl MetaState {
             .chain(self.garbage.keys().map(|(d, b, p)| Key::Garbage(*d, *b, *p)))
             .chain(self.kept.keys().map(|k| Key::Kept(*k)))
             .chain(self.events.keys().map(|k| Key::Event(*k)))
+            .chain(self.snapshots.keys().map(|(b, g)| Key::Snapshot(*b, *g)))
+            .chain(self.owed.keys().map(|(d, b)| Key::Owed(*d, *b)))
             .map(|k| Row {
                 table: k.table(),
                 key: k.bytes(),
@@ -223,6 +247,8 @@ impl MetaState {
             Key::Garbage(d, b, page) => drop(self.garbage.insert((d, b, page), decode(value)?)),
             Key::Kept(r) => drop(self.kept.insert(r, decode(value)?)),
             Key::Event(e) => drop(self.events.insert(e, decode(value)?)),
+            Key::Snapshot(b, g) => drop(self.snapshots.insert((b, g), decode(value)?)),
+            Key::Owed(d, b) => drop(self.owed.insert((d, b), decode(value)?)),
         }
         Some(())
     }
@@ -251,11 +277,41 @@ impl MetaState {
             if let Some(session) = b.session {
                 index::put(&mut i.sessions, session.node, *id);
             }
+            if b.sealing.is_some() {
+                i.sealing.insert(*id);
+            }
+            if let Some(fork) = b.parent.filter(|_| b.tied) {
+                i.forks.entry(fork).or_default().insert(*id);
+            }
         }
+        self.derive_snapshots(&mut i)?;
         if self.volumes.values().any(|v| !self.branches.contains_key(&v.branch)) {
             return Err(LoadError::Torn("a volume without a branch"));
         }
         self.index = i;
+        Ok(())
+    }
+
+    fn derive_snapshots(&self, i: &mut Index) -> Result<(), LoadError> {
+        for ((branch, generation), s) in &self.snapshots {
+            let Some(b) =
+                self.branches.get(branch).filter(|b| b.volume == s.volume && b.generation > *generation)
+            else {
+                return Err(LoadError::Torn("a snapshot of no branch, or not below its head"));
+            };
+            let sealing = b.sealing.is_some_and(|seal| seal.generation == *generation);
+            if sealing != (s.state == SnapshotState::Sealing) {
+                return Err(LoadError::Torn("a snapshot and its branch differ on whether it is sealed"));
+            }
+            let name = (s.volume, s.name.clone());
+            if i.snapshots.insert(name, (*branch, *generation)).is_some() {
+                return Err(LoadError::Torn("two snapshots of one name"));
+            }
+        }
+        let kept = |(d, b): &(DriveId, BranchId)| i.uses.get(d).is_some_and(|u| u.contains_key(b));
+        if !self.owed.keys().all(kept) {
+            return Err(LoadError::Torn("a keep-list is owed to a drive without the branch"));
+        }
         Ok(())
     }
 
@@ -278,6 +334,19 @@ impl MetaState {
                     "{id} {chunk}: an incarnation that was never given"
                 );
             }
+        }
+        for (id, b) in &self.branches {
+            assert!(b.unsealed <= b.generation, "{id}: open above the head");
+            if let Some(seal) = b.sealing {
+                assert_eq!(seal.generation.0 + 1, b.generation.0, "{id}: the one below the head is sealed");
+                assert!(b.unsealed <= seal.generation, "{id}: open above what is being sealed");
+                assert!(self.snapshots.contains_key(&(*id, seal.generation)), "{id}: sealed for nobody");
+                assert!(!seal.drained || seal.group.is_some(), "{id}: drained, and nobody to wait for");
+            }
+        }
+        for ((id, g), s) in &self.snapshots {
+            let open = self.branches[id].unsealed;
+            assert!(s.state == SnapshotState::Sealing || *g < open, "{id} {g}: sealed, and still open");
         }
         let mut fresh = self.clone();
         fresh.derive().expect("rows agree");
@@ -358,10 +427,14 @@ impl MetaState {
     }
 }
 
+/// First byte of every row, but of pages, which have their own.
+const ROW_FORMAT: u8 = 1;
+
 fn encode<T: Serialize>(value: &T) -> Arc<[u8]> {
-    postcard::to_stdvec(value).expect("writing to a vector does not fail").into()
+    postcard::to_extend(value, vec![ROW_FORMAT]).expect("writing to a vector does not fail").into()
 }
 fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
-    let (value, rest) = postcard::take_from_bytes(bytes).ok()?;
-    rest.is_empty().then_some(value)
+    let (&format, body) = bytes.split_first()?;
+    let (value, rest) = postcard::take_from_bytes(body).ok()?;
+    (format == ROW_FORMAT && rest.is_empty()).then_some(value)
 }

@@ -18,6 +18,10 @@ pub(crate) enum Touch {
     /// The session that this node held is not current any more.
     Fenced(NodeId, BranchId, Epoch),
     Garbage(DriveId),
+    /// The branch's generations: for its session.
+    Views(BranchId),
+    /// A keep-list is owed.
+    Keep(DriveId, BranchId),
     /// Something that the planner may have to look at.
     Branch(BranchId),
     Settings,

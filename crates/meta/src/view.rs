@@ -3,8 +3,9 @@
 use crate::event::Severity;
 use crate::model::{Class, Phase};
 use proto::control::{SessionKind, SessionState};
-use proto::{BranchId, ClusterId, DriveId, Epoch, NodeId, VolumeId};
+use proto::{BranchId, ClusterId, DriveId, Epoch, Generation, NodeId, VolumeId};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub enum Health {
@@ -143,6 +144,8 @@ pub struct VolumeView {
     pub resync_rate: u64,
     /// Where the replicas are, with the number of chunks.
     pub drives: Vec<(NodeId, DriveId, u32)>,
+    /// Names, oldest first.
+    pub snapshots: Vec<String>,
 }
 impl VolumeView {
     /// Until full redundancy, seconds, if something moves.
@@ -150,6 +153,27 @@ impl VolumeView {
     pub fn resync_seconds(&self) -> Option<u64> {
         (self.resync_left > 0 && self.resync_rate > 0).then(|| self.resync_left.div_ceil(self.resync_rate))
     }
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct SnapshotView {
+    pub volume: String,
+    pub name: String,
+    pub id: u128,
+    pub branch: BranchId,
+    pub generation: Generation,
+    /// Bytes of the volume at that time.
+    pub size: u64,
+    pub sealed: bool,
+    pub created_ms: u64,
+    /// Equal for those that were sealed at one moment; 0: it was alone.
+    pub group: u64,
+    pub labels: BTreeMap<String, String>,
+    /// 0: not protected.
+    pub protect_until_ms: u64,
+    pub clones: Vec<String>,
+    /// Drives that have not confirmed the newest list of the volume's snapshots.
+    pub unconfirmed: u32,
 }
 
 /// One line of `volume list`.

@@ -28,7 +28,9 @@ impl MetaState {
             Op::VolumeCreate { name, geometry, class, plan } => {
                 self.apply_volume_create(at, name, *geometry, *class, plan)
             }
-            Op::VolumeDelete { volume, force } => self.apply_volume_delete(at, *volume, force.as_ref()),
+            Op::VolumeDelete { volume, force, with_snapshots } => {
+                self.apply_volume_delete(at, *volume, force.as_ref(), *with_snapshots)
+            }
             Op::VolumeRename { volume, from, to } => self.apply_volume_rename(at, *volume, from, to),
             Op::VolumeResize { volume, from, to, plan } => {
                 self.apply_volume_resize(at, *volume, *from, *to, plan)
@@ -66,7 +68,10 @@ impl MetaState {
             volume,
             geometry,
             generation: Generation::FIRST,
+            unsealed: Generation::FIRST,
+            sealing: None,
             parent: None,
+            tied: false,
             class,
             phase: Phase::Creating,
             placement: 1,
@@ -117,7 +122,13 @@ impl MetaState {
         self.judge_branch(at, branch);
     }
 
-    fn apply_volume_delete(&mut self, at: u64, id: VolumeId, force: Option<&String>) -> Decision {
+    fn apply_volume_delete(
+        &mut self,
+        at: u64,
+        id: VolumeId,
+        force: Option<&String>,
+        with_snapshots: bool,
+    ) -> Decision {
         let volume = self.volumes.get(&id).ok_or_else(|| no_volume(id))?;
         let (name, branch) = (volume.name.clone(), volume.branch);
         let row = &self.branches[&branch];
@@ -128,6 +139,9 @@ impl MetaState {
             let node_name = self.node_name(s.node);
             return Err(AdminRefusal::Attached { name, node: s.node, node_name, epoch });
         }
+        self.snapshots_in_the_way(at, id, with_snapshots)?;
+        self.forget_snapshots(branch);
+        let row = &self.branches[&branch];
         if let Some(s) = row.session {
             self.touch(Touch::Fenced(s.node, branch, epoch.next().unwrap_or(epoch)));
         }
@@ -146,6 +160,7 @@ impl MetaState {
         for drive in self.garbage_drives() {
             self.touch(Touch::Garbage(drive));
         }
+        self.forget_owed(branch);
         self.branches.remove(&branch);
         self.volumes.remove(&id);
         self.index.names.remove(&name);
@@ -259,6 +274,7 @@ impl MetaState {
             return;
         }
         let mut page: Vec<(ChunkIndex, Configuration)> = Vec::new();
+        let mut moved: BTreeSet<DriveId> = BTreeSet::new();
         for (chunk, new) in changes {
             if page.first().is_none_or(|(first, _)| page_of(*first) != page_of(*chunk)) {
                 page = self.chunks[&branch].page(page_of(*chunk));
@@ -272,6 +288,7 @@ impl MetaState {
                 self.index.discount(branch, old);
                 self.index.count(branch, new);
             }
+            moved.extend(changed_sides(old, new));
             for m in &old.members {
                 if !new.members.iter().any(|n| n.place == m.place) {
                     self.discard(branch, *chunk, m.place);
@@ -283,6 +300,7 @@ impl MetaState {
         for page in chunks.set(changes) {
             self.mark(Key::Chunks(branch, page));
         }
+        self.owe_moved(branch, &moved);
         self.judge_branch(at, branch);
     }
 
@@ -370,6 +388,14 @@ impl MetaState {
 pub(crate) fn unmade(places: impl IntoIterator<Item = Place>) -> Configuration {
     let members = places.into_iter().map(|place| Member { place, state: MemberState::InSync }).collect();
     Configuration { number: ConfigNumber(0), members }
+}
+
+/// Drives whose replica of a chunk came into the in-sync set, left it, was placed, made or let go.
+fn changed_sides(old: &Configuration, new: &Configuration) -> ArrayVec<DriveId, { 2 * MEMBERS_MAX }> {
+    let made = (old.number == ConfigNumber(0)) != (new.number == ConfigNumber(0));
+    let state = |c: &Configuration, p: &Place| c.members.iter().find(|m| m.place == *p).map(Member::in_sync);
+    let places = old.members.iter().chain(&new.members).map(|m| m.place);
+    places.filter(|p| made || state(old, p) != state(new, p)).map(|p| p.drive).collect()
 }
 
 fn no_volume(id: VolumeId) -> AdminRefusal {

@@ -1,12 +1,14 @@
 //! What each node must be told: the node table, appointments, changed chunks, fenced sessions, drives
-//! that are down, replicas to erase. No decision rests on it: it says where to look, so a lost update
+//! that are down, replicas to erase, generations, keep-lists. No decision rests on it: it says where to look, so a lost update
 //! costs time only. A node that opens its stream hears everything from the start.
 
 use crate::service::Service;
 use crate::state::MetaState;
 use crate::touch::Touch;
 use proto::control::{NodeSummary, WatchUpdate};
-use proto::{BranchId, ChunkIndex, DriveId, Epoch, LogIndex, NodeId, ProcessNumber, Span, Time};
+use proto::{
+    BranchId, ChunkIndex, DriveId, Epoch, Generation, KeepList, LogIndex, NodeId, ProcessNumber, Span, Time,
+};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Replicas named by one order to erase.
@@ -14,6 +16,11 @@ const DELETE_BATCH: usize = 4096;
 /// Least time between two orders for a drive, and until an order is repeated.
 const DELETE_PACE: Span = Span::secs(1);
 const DELETE_AGAIN: Span = Span::secs(10);
+/// Keep-lists of one update, and replicas that they name at most (a single list may name more).
+const KEEP_BATCH: usize = 64;
+const BEHIND_BATCH: usize = 1 << 16;
+/// Until a list that is not confirmed is told again.
+const KEEP_AGAIN: Span = Span::secs(10);
 /// Chunks named by one update.
 const CHUNKS_BATCH: usize = 4096;
 
@@ -27,6 +34,35 @@ pub(crate) struct Watch {
     down: Vec<DriveId>,
     /// Drives with replicas to erase: when the next order is due.
     deletes: BTreeMap<DriveId, DeleteTurn>,
+    keeps: Keeps,
+}
+
+/// Keep-lists that drives have not confirmed, by when each is to be told (again).
+#[derive(Debug, Default)]
+struct Keeps {
+    due: BTreeMap<(DriveId, BranchId), Time>,
+    queue: BTreeSet<(Time, DriveId, BranchId)>,
+}
+impl Keeps {
+    fn set(&mut self, drive: DriveId, branch: BranchId, due: Time) {
+        if let Some(old) = self.due.insert((drive, branch), due) {
+            self.queue.remove(&(old, drive, branch));
+        }
+        self.queue.insert((due, drive, branch));
+    }
+    fn forget(&mut self, drive: DriveId, branch: BranchId) {
+        if let Some(old) = self.due.remove(&(drive, branch)) {
+            self.queue.remove(&(old, drive, branch));
+        }
+    }
+    /// All of a drive, now.
+    fn hurry(&mut self, drive: DriveId) {
+        let range = (drive, BranchId(0))..=(drive, BranchId(u64::MAX));
+        let all: Vec<BranchId> = self.due.range(range).map(|((_, b), _)| *b).collect();
+        for branch in all {
+            self.set(drive, branch, Time::ZERO);
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -44,6 +80,8 @@ struct Gathered {
     resized: BTreeSet<BranchId>,
     fenced: Vec<(NodeId, BranchId, Epoch)>,
     garbage: BTreeSet<DriveId>,
+    views: BTreeSet<BranchId>,
+    keeps: BTreeSet<(DriveId, BranchId)>,
 }
 
 impl Watch {
@@ -62,9 +100,14 @@ impl Watch {
         self.nodes = summaries(state);
         self.down = state.drives_down();
         self.deletes = state.garbage_drives().into_iter().map(|d| (d, DeleteTurn::default())).collect();
+        self.keeps = Keeps::default();
+        for (drive, branch, _) in state.owed() {
+            self.keeps.set(drive, branch, Time::ZERO);
+        }
     }
     pub(crate) fn next_wake(&self) -> Time {
-        self.deletes.values().map(|t| t.due).min().unwrap_or(Time::FAR)
+        let keep = self.keeps.queue.first().map_or(Time::FAR, |(due, ..)| *due);
+        self.deletes.values().map(|t| t.due).min().unwrap_or(Time::FAR).min(keep)
     }
 }
 
@@ -81,6 +124,7 @@ impl Service {
             self.tell_everything(state, node);
         }
         self.tell_deletes(state);
+        self.tell_keeps(state);
     }
 
     fn tell_changes(&mut self, state: &MetaState, changed: &Gathered) {
@@ -106,6 +150,46 @@ impl Service {
         for drive in &changed.garbage {
             let turn = self.watch.deletes.entry(*drive).or_default();
             turn.due = turn.earliest;
+        }
+        for branch in &changed.views {
+            self.tell_views(state, *branch);
+        }
+        for (drive, branch) in &changed.keeps {
+            self.watch.keeps.set(*drive, *branch, Time::ZERO);
+        }
+    }
+
+    /// What its session is to know of the branch's generations.
+    pub(crate) fn tell_views(&mut self, state: &MetaState, branch: BranchId) {
+        let session = state.branches().get(&branch).and_then(|b| b.session);
+        if let (Some(session), Some(views)) = (session, state.views(branch)) {
+            self.tell(session.node, WatchUpdate::Views { branch, views });
+        }
+    }
+
+    /// The lists that are due, those of one drive together. Where nobody watches they wait until somebody does.
+    fn tell_keeps(&mut self, state: &MetaState) {
+        let mut lists: BTreeMap<DriveId, Vec<KeepList>> = BTreeMap::new();
+        while let Some((due, drive, branch)) = self.watch.keeps.queue.first().copied() {
+            if due > self.now {
+                break;
+            }
+            let node = state.drives().get(&drive).map(|d| d.node);
+            let Some(node) = node.filter(|_| state.owed.contains_key(&(drive, branch))) else {
+                self.watch.keeps.forget(drive, branch);
+                continue;
+            };
+            let watched = self.watch.watchers.contains_key(&node);
+            self.watch.keeps.set(drive, branch, if watched { self.now + KEEP_AGAIN } else { Time::FAR });
+            if watched {
+                lists.entry(drive).or_default().extend(state.keep_list(branch, drive));
+            }
+        }
+        for (drive, lists) in lists {
+            let node = state.drives()[&drive].node;
+            for lists in batches(lists) {
+                self.tell(node, WatchUpdate::Keep { drive, lists });
+            }
         }
     }
 
@@ -134,8 +218,14 @@ impl Service {
             let chunks: Vec<ChunkIndex> =
                 state.chunks(branch).map(|c| c.iter_unwell().map(|(i, _)| i).collect()).unwrap_or_default();
             self.tell_chunks(state, branch, &chunks);
+            if state.branches()[&branch].generation > Generation::FIRST {
+                self.tell_views(state, branch);
+            }
         }
         for (drive, row) in state.drives() {
+            if row.node == node {
+                self.watch.keeps.hurry(*drive);
+            }
             if row.node == node
                 && let Some(turn) = self.watch.deletes.get_mut(drive)
             {
@@ -185,10 +275,29 @@ fn gather(state: &MetaState, seen: LogIndex) -> Option<Gathered> {
             Touch::Resized(branch) => drop(g.resized.insert(*branch)),
             Touch::Fenced(node, branch, epoch) => g.fenced.push((*node, *branch, *epoch)),
             Touch::Garbage(drive) => drop(g.garbage.insert(*drive)),
+            Touch::Views(branch) => drop(g.views.insert(*branch)),
+            Touch::Keep(drive, branch) => drop(g.keeps.insert((*drive, *branch))),
             Touch::Branch(_) | Touch::Settings => {}
         }
     }
     Some(g)
+}
+
+/// Few and small enough for one update.
+fn batches(lists: Vec<KeepList>) -> Vec<Vec<KeepList>> {
+    let mut all: Vec<Vec<KeepList>> = Vec::new();
+    let mut named = 0;
+    for list in lists {
+        let full =
+            all.last().is_none_or(|b| b.len() == KEEP_BATCH || named + list.behind.len() > BEHIND_BATCH);
+        if full {
+            all.push(Vec::new());
+            named = 0;
+        }
+        named += list.behind.len();
+        all.last_mut().expect("pushed above").push(list);
+    }
+    all
 }
 
 fn summaries(state: &MetaState) -> Vec<NodeSummary> {

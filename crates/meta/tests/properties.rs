@@ -4,16 +4,16 @@ mod common;
 
 use common::fleet::Fleet;
 use common::{World, drive_of};
-use meta::command::{PlaceItem, Plan, PruneItem, Replacement};
+use meta::command::{PlaceItem, Plan, PruneItem, Replacement, SnapshotItem};
 use meta::model::DownCause;
 use meta::view::WaitFor;
-use meta::{Answer, Class, MetaState, Op};
+use meta::{Answer, Branch, Class, MetaState, Op, SnapshotState};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proto::control::{ChangeCause, ChunkChange, HeldReplica, MetaAnswer, SessionKind, VolumeRef};
 use proto::{
-    BranchId, ChunkIndex, ConfigNumber, DriveId, Epoch, Geometry, Incarnation, Member, MemberState, NodeId,
-    OpenId, ProcessNumber, Span, VolumeId,
+    BranchId, ChunkIndex, ConfigNumber, DriveId, Epoch, Generation, Geometry, Incarnation, ListIndex, Member,
+    MemberState, NodeId, OpenId, ProcessNumber, Span, VolumeId,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -30,7 +30,7 @@ enum Step {
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        6 => (0..32u8, prop::array::uniform5(0..1000u32), prop_oneof![4 => Just(0u8), 1 => 1..3u8], any::<bool>())
+        6 => (0..40u8, prop::array::uniform5(0..1000u32), prop_oneof![4 => Just(0u8), 1 => 1..3u8], any::<bool>())
             .prop_map(|(kind, n, late, request)| Step::New { kind, n, late, request }),
         1 => (1..40u8).prop_map(|back| Step::Again { back }),
     ]
@@ -106,6 +106,7 @@ impl Maker<'_> {
             4..=7 => self.attach(kind),
             8..=19 => self.session(kind)?,
             20..=25 => self.planned(kind)?,
+            32..=39 => self.snapshot(kind)?,
             _ => self.hardware(kind),
         })
     }
@@ -133,6 +134,7 @@ impl Maker<'_> {
             _ if self.n[1].is_multiple_of(3) => Op::VolumeDelete {
                 volume: self.volume(),
                 force: (self.n[2].is_multiple_of(2)).then(|| "test".into()),
+                with_snapshots: self.n[3].is_multiple_of(2),
             },
             _ => Op::VolumeClass {
                 volume: self.volume(),
@@ -171,7 +173,7 @@ impl Maker<'_> {
                 let branch = self.unmade();
                 let row = self.state.branches().get(&branch)?;
                 let epoch = Epoch(row.epoch.0.saturating_sub(u32::from(self.late)));
-                let failed = if self.n[1].is_multiple_of(3) {
+                let failed = if self.n[1].is_multiple_of(2) {
                     vec![drive_of((self.n[3] + 3) % NODES + 1)]
                 } else {
                     vec![]
@@ -207,6 +209,57 @@ impl Maker<'_> {
                 epoch,
                 items: vec![PruneItem { chunk, from: c.number, drive: member(2)? }],
             },
+        })
+    }
+
+    /// A volume, and the branch that it points at.
+    fn item(&self, i: usize) -> Option<SnapshotItem> {
+        let all: Vec<(VolumeId, BranchId)> =
+            self.state.volumes().iter().map(|(v, r)| (*v, r.branch)).collect();
+        let (volume, branch) = *all.get(self.n[i] as usize % all.len().max(1))?;
+        let name = format!("s{}", self.n[i] % 7);
+        Some(SnapshotItem { volume, branch, name, id: u128::from(self.n[i]) })
+    }
+
+    fn snapshot(&self, kind: u8) -> Option<Op> {
+        let branch = self.branch();
+        let row = self.state.branches().get(&branch)?;
+        let all: Vec<_> = self.state.snapshots().iter().collect();
+        let chosen = all.get(self.n[1] as usize % all.len().max(1));
+        Some(match kind {
+            32 | 33 => {
+                let mut items = vec![self.item(1)?];
+                if kind == 33 {
+                    items.extend(self.item(2));
+                }
+                Op::SnapshotCreate { items, labels: BTreeMap::new(), protect_until_ms: 0 }
+            }
+            34 | 35 => {
+                // Mostly of one that waits for it.
+                let waits =
+                    self.state.branches().iter().find(|(_, b)| b.sealing.is_some() && b.session.is_some());
+                let (branch, row) = waits.map_or((branch, row), |(b, r)| (*b, r));
+                let generation = Generation(row.generation.0.saturating_sub(1 + u32::from(self.late)));
+                Op::Sealed { branch, epoch: Epoch(row.epoch.0.saturating_sub(self.n[3] / 900)), generation }
+            }
+            36 => {
+                let generation = Generation(row.generation.0.saturating_sub(1 + u32::from(self.late)));
+                Op::SealCancel { branch, generation }
+            }
+            37 => {
+                let (key, s) = chosen?;
+                let (branch, generation) = **key;
+                if self.n[2].is_multiple_of(3) {
+                    let (from, to) = (s.name.clone(), format!("s{}", self.n[3] % 7));
+                    return Some(Op::SnapshotRename { branch, generation, from, to });
+                }
+                Op::SnapshotDelete { branch, generation, name: s.name.clone() }
+            }
+            _ => {
+                let all: Vec<_> = self.state.owed().collect();
+                let (drive, branch, index) = *all.get(self.n[1] as usize % all.len().max(1))?;
+                Op::Kept { drive, branch, index: ListIndex(index.0 - u64::from(self.late.min(1))) }
+            }
         })
     }
 
@@ -281,8 +334,47 @@ fn check_step(op: &Op, before: &MetaState, after: &MetaState) {
     for (branch, row) in after.branches() {
         if let Some(old) = before.branches().get(branch) {
             assert!(row.epoch >= old.epoch, "{branch}: epochs only rise");
+            assert!(row.generation >= old.generation, "{branch}: nor does the head fall");
+            assert!(row.unsealed >= old.unsealed, "{branch}: what was sealed stays so");
+            check_sealing(op, *branch, old, row);
         }
     }
+    for (key, s) in after.snapshots() {
+        let old = before.snapshots().get(key);
+        assert!(old.is_none_or(|o| o.id == s.id), "{key:?}: a generation is used once");
+        assert!(
+            old.is_some() || matches!(op, Op::SnapshotCreate { .. }),
+            "{key:?}: {op:?} makes no snapshot"
+        );
+        let was_sealed = old.is_some_and(|o| o.state == SnapshotState::Sealed);
+        assert!(!was_sealed || s.state == SnapshotState::Sealed, "{key:?}: sealed for good");
+    }
+    for (key, s) in before.snapshots().iter().filter(|(k, _)| !after.snapshots().contains_key(*k)) {
+        let ordered = match op {
+            Op::SnapshotDelete { branch, generation, .. } => *key == (*branch, *generation),
+            Op::VolumeDelete { volume, .. } => s.volume == *volume,
+            Op::SealCancel { .. } => s.state == SnapshotState::Sealing,
+            _ => false,
+        };
+        assert!(ordered, "{key:?}: gone by {op:?}");
+    }
+}
+
+/// Nothing is called sealed that somebody may still write.
+fn check_sealing(op: &Op, branch: BranchId, old: &Branch, new: &Branch) {
+    if new.unsealed == old.unsealed {
+        return;
+    }
+    let current = |epoch: Epoch| old.epoch == epoch && old.session.is_some();
+    let drained = match op {
+        Op::Detach { epoch, clean, .. } => *clean && current(*epoch),
+        Op::Sealed { epoch, .. } => current(*epoch) && old.sealing.is_some(),
+        Op::SnapshotCreate { .. } => old.clean && old.session.is_none(),
+        _ => false,
+    };
+    // Of a group: this one may have drained before.
+    let before = old.sealing.is_some_and(|s| s.drained);
+    assert!(drained || before, "{branch}: sealed by {op:?}");
 }
 
 /// A repeat says the same; only what it says of an attach may have moved on.
@@ -330,7 +422,7 @@ fn run_history(steps: Vec<Step>) -> World {
 fn the_histories_reach_what_they_are_about() {
     let mut runner = proptest::test_runner::TestRunner::deterministic();
     let mut met: BTreeMap<&str, u32> = BTreeMap::new();
-    for _ in 0..60 {
+    for _ in 0..150 {
         let steps = prop::collection::vec(step(), 60..80).new_tree(&mut runner).expect("a history").current();
         for e in run_history(steps).state.events().values() {
             *met.entry(e.kind.name()).or_default() += 1;
@@ -352,6 +444,10 @@ fn the_histories_reach_what_they_are_about() {
         "NodeUp",
         "DriveStranger",
         "DriveRetired",
+        "SnapshotSealed",
+        "SealCalledOff",
+        "SnapshotDeleted",
+        "SnapshotRenamed",
     ];
     for kind in wanted {
         assert!(met.get(kind).is_some_and(|n| *n > 3), "{kind} is hardly met: {met:?}");

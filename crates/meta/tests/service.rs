@@ -568,7 +568,10 @@ fn an_order_to_verify_goes_to_a_session() {
 fn deleting_a_volume_erases_its_replicas() {
     let mut f = Fleet::new(4);
     f.ready("v", 300);
-    assert_eq!(f.admin(AdminRequest::VolumeDelete { name: "v".into(), force: None }), Ok(AdminAnswer::Done));
+    assert_eq!(
+        f.admin(AdminRequest::VolumeDelete { name: "v".into(), force: None, with_snapshots: false }),
+        Ok(AdminAnswer::Done)
+    );
     f.until("erased", 10, |f| (1..=4).all(|n| f.state.garbage(drive(n), 1).is_empty()));
     assert_eq!(f.nodes.values().map(|n| n.erased).sum::<usize>(), 19 * 3);
     assert!(f.state.drives().keys().all(|d: &DriveId| f.state.replicas_on(*d) == 0));

@@ -191,8 +191,11 @@ async fn a_node_id_alone_makes_nobody_that_node() {
         data_address: "127.0.0.1:11".into(),
         identity: vec![7; 16],
         process: 1,
+        control: proto::control::CONTROL,
         ..Default::default()
     };
+    let older = v1::RegisterRequest { control: 0, ..owner.clone() };
+    assert_eq!(code(door.register(older).await), 1109, "a blockd of another version");
     assert_eq!(door.register(owner.clone()).await.unwrap().into_inner().node, 1);
     let again = v1::RegisterRequest { process: 2, data_address: "127.0.0.1:12".into(), ..owner.clone() };
     door.register(again.clone()).await.unwrap();

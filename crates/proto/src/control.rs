@@ -11,6 +11,10 @@ use crate::units::Geometry;
 use crate::views::{BranchViews, KeepList, Level, ListIndex};
 use serde::{Deserialize, Serialize};
 
+/// Version of what blockd and metad say to one another, everything in this file: its bytes do not say what they are.
+/// A blockd names it when it registers, and metad refuses every other one. Each change of the file raises it.
+pub const CONTROL: u32 = 2;
+
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 pub enum SessionKind {
     Guest,

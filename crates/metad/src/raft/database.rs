@@ -10,7 +10,7 @@
 use super::encoding::{self, DecodeError};
 use super::types::{LogId, StoredMembership, Vote};
 use meta::{KeyChange, Row, Table};
-use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::{Database, Durability, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition};
 use std::ops::RangeBounds;
 use std::path::Path;
 use std::sync::{Arc, mpsc};
@@ -28,6 +28,10 @@ const COMMITTED: &str = "committed";
 const PURGED: &str = "purged";
 const APPLIED: &str = "applied";
 const MEMBERSHIP: &str = "membership";
+const FORMAT_MARK: &str = "format";
+
+/// Format of the database as a whole: tables, keys, rows. One without the mark is of format 1.
+const FORMAT: u32 = 2;
 
 /// How long the file may still be open elsewhere.
 const OPEN_WAIT: Duration = Duration::from_secs(10);
@@ -42,6 +46,11 @@ pub enum DatabaseError {
     Decode(#[from] DecodeError),
     #[error("the database holds a row of the unknown table {0}: it is of a newer metad")]
     UnknownTable(u8),
+    #[error(
+        "the metadata database {path} is of format {found}, and this metad reads format {FORMAT}: run the version of \
+         metad that wrote it; or, if the cluster may be made anew, move its state_dir away (and wipe the drives)"
+    )]
+    Format { path: String, found: u32 },
     #[error("the database stopped after an earlier error: {0}")]
     Stopped(Arc<str>),
 }
@@ -124,9 +133,7 @@ impl Db {
         let redb = Arc::new(create(path).map_err(redb)?);
         // All tables exist from the first commit on, so that readers need not ask.
         let tx = redb.begin_write().map_err(self::redb)?;
-        tx.open_table(LOG).map_err(self::redb)?;
-        tx.open_table(MARKS).map_err(self::redb)?;
-        tx.open_table(STATE).map_err(self::redb)?;
+        check_format(&tx, path)?;
         tx.commit().map_err(self::redb)?;
         // A new file's name must last as long as the votes in it.
         let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -246,6 +253,27 @@ impl Db {
     }
 }
 
+/// Makes the tables of a new database and marks it; refuses one of another format.
+fn check_format(tx: &redb::WriteTransaction, path: &Path) -> Result<(), DatabaseError> {
+    let log = tx.open_table(LOG).map_err(self::redb)?;
+    let state = tx.open_table(STATE).map_err(self::redb)?;
+    let mut marks = tx.open_table(MARKS).map_err(self::redb)?;
+    let mark = marks.get(FORMAT_MARK).map_err(redb)?.map(|v| v.value().to_vec());
+    let used = || -> Result<bool, redb::StorageError> {
+        Ok(!(log.is_empty()? && state.is_empty()? && marks.is_empty()?))
+    };
+    let found = match mark {
+        Some(bytes) => bytes.try_into().map_or(u32::MAX, u32::from_be_bytes),
+        None if used().map_err(self::redb)? => 1,
+        None => {
+            marks.insert(FORMAT_MARK, FORMAT.to_be_bytes().as_slice()).map_err(redb)?;
+            FORMAT
+        }
+    };
+    let path = path.display().to_string();
+    if found == FORMAT { Ok(()) } else { Err(DatabaseError::Format { path, found }) }
+}
+
 fn applied_in(tx: &redb::ReadTransaction) -> Result<Applied, DatabaseError> {
     let table = tx.open_table(MARKS).map_err(redb)?;
     let get = |key| table.get(key).map_err(redb).map(|v| v.map(|v| v.value().to_vec()));
@@ -361,4 +389,36 @@ fn put_applied(marks: &mut redb::Table<'_, &str, &[u8]>, applied: &Applied) -> R
     }
     marks.insert(MEMBERSHIP, encoding::put_membership(&applied.membership).as_slice()).map_err(redb)?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_database_of_another_format_is_refused_by_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("db");
+        drop(Db::open(&path).unwrap());
+        drop(Db::open(&path).expect("its own format"));
+        let change = |mark: Option<u32>| {
+            let raw = Database::create(&path).unwrap();
+            let tx = raw.begin_write().unwrap();
+            {
+                let mut marks = tx.open_table(MARKS).unwrap();
+                match mark {
+                    Some(n) => drop(marks.insert(FORMAT_MARK, n.to_be_bytes().as_slice()).unwrap()),
+                    None => drop(marks.remove(FORMAT_MARK).unwrap()),
+                }
+                marks.insert(VOTE, [1u8].as_slice()).unwrap();
+            }
+            tx.commit().unwrap();
+        };
+        for (mark, found) in [(Some(FORMAT + 1), FORMAT + 1), (None, 1)] {
+            change(mark);
+            let Err(e) = Db::open(&path) else { panic!("opened") };
+            assert!(matches!(&e, DatabaseError::Format { found: f, .. } if *f == found), "{e}");
+            assert!(e.to_string().contains(&path.display().to_string()), "{e}");
+        }
+    }
 }

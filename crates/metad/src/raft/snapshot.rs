@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-const MAGIC: &[u8; 16] = b"blockd-metadata1";
+const MAGIC: &[u8; 16] = b"blockd-metadata2";
 const CURRENT: &str = "snapshot";
 const PART: &str = ".part";
 /// In place of a key's length.

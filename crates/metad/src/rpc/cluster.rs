@@ -311,7 +311,7 @@ impl ClusterService for ClusterRpc {
     async fn delete_volume(&self, request: Request<v1::DeleteVolumeRequest>) -> Answer<Done> {
         let r = request.into_inner();
         let force = (!r.force.is_empty()).then_some(r.force);
-        self.done(&r.request, AdminRequest::VolumeDelete { name: r.name, force }).await
+        self.done(&r.request, AdminRequest::VolumeDelete { name: r.name, force, with_snapshots: false }).await
     }
 
     async fn verify_volume(&self, request: Request<v1::VerifyVolumeRequest>) -> Answer<v1::VolumeVerifying> {

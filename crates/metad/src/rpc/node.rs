@@ -7,7 +7,7 @@ use crate::core::{Core, Gone};
 use api::v1::node_service_server::NodeService;
 use api::v1::{NodeAnswer, NodeCall, RegisterAnswer, RegisterRequest, WatchEvent, WatchRequest};
 use meta::{AdminAnswer, AdminRefusal, AdminRequest};
-use proto::control::{MetaAnswer, MetaRequest};
+use proto::control::{CONTROL, MetaAnswer, MetaRequest};
 use proto::{ClusterId, DriveId, NodeId, ProcessNumber};
 use std::pin::Pin;
 use tokio_stream::wrappers::ReceiverStream;
@@ -87,6 +87,9 @@ impl NodeRpc {
 impl NodeService for NodeRpc {
     async fn register(&self, request: Request<RegisterRequest>) -> Result<Response<RegisterAnswer>, Status> {
         let r = request.into_inner();
+        if r.control != CONTROL {
+            return Err(refused(&AdminRefusal::OtherControl { said: r.control, known: CONTROL }));
+        }
         self.lead.confirm().await?;
         let cluster = self.core.look(|s| s.head().cluster.as_ref().map(|c| c.id)).await.map_err(gone)?;
         let cluster = cluster.ok_or_else(|| refused(&AdminRefusal::NoCluster))?;
