@@ -11,8 +11,8 @@ use proto::control::{
     SessionState, SessionStatus, VolumeRef, WatchUpdate,
 };
 use proto::{
-    BranchId, ChunkIndex, ClusterId, Configuration, DriveId, Epoch, LogIndex, MemberState, NodeId, OpenId,
-    Place, ProcessNumber, RequestId, Span, Time,
+    BranchId, BranchViews, ChunkIndex, ClusterId, Configuration, DriveId, Epoch, KeepList, LogIndex,
+    MemberState, NodeId, OpenId, Place, ProcessNumber, RequestId, Span, Time,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -22,6 +22,7 @@ pub struct FakeSession {
     pub copies: u8,
     /// What it believes.
     pub chunks: BTreeMap<ChunkIndex, Configuration>,
+    pub views: BranchViews,
 }
 
 pub struct FakeNode {
@@ -36,6 +37,11 @@ pub struct FakeNode {
     pub appointed: BTreeSet<BranchId>,
     pub heard: Vec<WatchUpdate>,
     pub erased: usize,
+    /// Keep-lists told, and those of them that were the newest.
+    pub lists: usize,
+    pub kept: BTreeMap<BranchId, KeepList>,
+    /// Generations told.
+    pub views: usize,
 }
 
 pub enum Ask {
@@ -67,6 +73,10 @@ pub struct Fleet {
     pub used: BTreeMap<NodeId, u64>,
     /// Proposals fail while this is set.
     pub no_quorum: bool,
+    /// Sessions cannot drain while this is set.
+    pub stuck: bool,
+    /// No list reaches a drive while this is set.
+    pub lists_lost: bool,
 }
 
 pub fn drive(n: u32) -> DriveId {
@@ -95,6 +105,8 @@ impl Fleet {
             lame: false,
             used: BTreeMap::new(),
             no_quorum: false,
+            stuck: false,
+            lists_lost: false,
         };
         f.event(ServiceEvent::BecameLeader);
         let init = AdminRequest::ClusterInit { cluster: ClusterId(7), name: "c".into(), token: "t".into() };
@@ -129,6 +141,9 @@ impl Fleet {
             appointed: BTreeSet::new(),
             heard: vec![],
             erased: 0,
+            lists: 0,
+            kept: BTreeMap::new(),
+            views: 0,
         };
         self.nodes.insert(node, fake);
         self.start(n);
@@ -210,6 +225,13 @@ impl Fleet {
         Token(self.token)
     }
 
+    /// Of an order that may have to wait; its request id is given.
+    pub fn order(&mut self, id: u128, request: AdminRequest) -> Token {
+        let token = self.next_token();
+        self.event(ServiceEvent::Admin { token, id: Some(RequestId(id)), request });
+        token
+    }
+
     pub fn admin(&mut self, request: AdminRequest) -> Result<AdminAnswer, AdminRefusal> {
         let token = self.next_token();
         self.request += 1;
@@ -285,6 +307,7 @@ impl Fleet {
                         kind: a.kind,
                         copies: a.copies,
                         chunks: (0..).map(ChunkIndex).zip(a.configurations.iter().cloned()).collect(),
+                        views: a.views.clone(),
                     };
                     node.sessions.insert(branch, session);
                     self.make(id, &a);
@@ -295,6 +318,11 @@ impl Fleet {
                         if s.epoch != epoch {
                             node.sessions.remove(&branch);
                         }
+                    }
+                }
+                (Ask::Session(branch), MetaAnswer::Views { views, .. }) => {
+                    if let Some(s) = node.sessions.get_mut(&branch) {
+                        s.views = views;
                     }
                 }
                 (Ask::Session(branch), MetaAnswer::Created { configurations, placement }) => {
@@ -347,6 +375,14 @@ impl Fleet {
                     self.nodes.get_mut(&id).expect("known").erased += replicas.len();
                     self.ask(id, Ask::Other, MetaRequest::Deleted { drive, replicas });
                 }
+                WatchUpdate::Views { branch, views } => {
+                    let node = self.nodes.get_mut(&id).expect("known");
+                    node.views += 1;
+                    if let Some(s) = node.sessions.get_mut(&branch).filter(|s| s.views.index < views.index) {
+                        s.views = views;
+                    }
+                }
+                WatchUpdate::Keep { drive, lists } if !self.lists_lost => self.keep(id, drive, lists),
                 _ => {}
             }
         }
@@ -367,11 +403,29 @@ impl Fleet {
                 self.ask(id, Ask::Other, MetaRequest::Detach { branch, epoch, clean: true });
                 continue;
             }
+            if let Some(seal) = s.views.sealing.filter(|_| !self.stuck) {
+                let generation = seal.generation;
+                self.ask(id, Ask::Session(branch), MetaRequest::Sealed { branch, epoch, generation });
+                self.take_answers(true);
+            }
             let changes = self.session_changes(id, branch);
             if !changes.is_empty() {
                 self.ask(id, Ask::Session(branch), MetaRequest::Propose { branch, epoch, changes });
                 self.take_answers(true);
             }
+        }
+    }
+
+    fn keep(&mut self, id: NodeId, drive: DriveId, lists: Vec<KeepList>) {
+        for list in lists {
+            assert!(list.is_possible());
+            let node = self.nodes.get_mut(&id).expect("known");
+            node.lists += 1;
+            let (branch, index) = (list.branch, list.index);
+            if node.kept.get(&branch).is_none_or(|l| l.index < index) {
+                node.kept.insert(branch, list);
+            }
+            self.ask(id, Ask::Other, MetaRequest::Kept { drive, branch, index });
         }
     }
 
@@ -427,7 +481,7 @@ impl Fleet {
             epoch: s.epoch,
             kind: s.kind,
             state: SessionState::Serving,
-            generation: proto::Generation::FIRST,
+            generation: s.views.sealing.map_or(s.views.head, |seal| seal.generation),
             resync_left: 1 << 20,
             resync_moved: self.moved,
             resync_rate: 1 << 10,
