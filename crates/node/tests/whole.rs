@@ -587,6 +587,37 @@ fn an_order_to_erase_reaches_a_drive_that_is_not_open_yet() {
     assert_eq!(w.node(3).stores().next().unwrap().1.replicas(), []);
 }
 
+#[test]
+fn a_keep_list_reaches_a_drive_that_is_not_open_yet_and_is_confirmed() {
+    let (mut w, branch) = made(1);
+    w.run(Span::secs(1));
+    let list = |index, kept: &[u32]| proto::KeepList {
+        branch,
+        index: proto::ListIndex(index),
+        placed: proto::Incarnation(u64::MAX),
+        open: proto::Generation(3),
+        head: proto::Generation(3),
+        named: true,
+        kept: kept.iter().map(|g| proto::Generation(*g)).collect(),
+        behind: Vec::new(),
+    };
+    let drive = world::drive_of(3);
+    w.kill(3);
+    w.start(3);
+    // Of those that wait the newest counts.
+    for (index, kept) in [(8, &[1, 2][..]), (9, &[1]), (7, &[2])] {
+        w.event(3, Event::Watch(WatchUpdate::Keep { drive, lists: vec![list(index, kept)] }));
+    }
+    let kept = |w: &World, index| w.metad.kept.contains(&(drive, branch, proto::ListIndex(index)));
+    assert!(w.until(Span::secs(3), |w| kept(w, 9)), "{:?} {}", w.metad.kept, w.tail());
+    let (_, store) = w.node(3).stores().next().unwrap();
+    let serves = |g| store.serves(branch, proto::ChunkIndex(0), proto::Generation(g));
+    assert_eq!([serves(1), serves(2)], [true, false]);
+    w.event(3, Event::Watch(WatchUpdate::Keep { drive, lists: vec![list(10, &[])] }));
+    assert!(w.until(Span::secs(3), |w| kept(w, 10)));
+    assert!(!kept(&w, 8) && !kept(&w, 7));
+}
+
 /// State of the drive that was added under this handle.
 fn drive_state(w: &World, n: u32, handle: u32) -> Option<DriveState> {
     w.node(n).drive_views().into_iter().find(|v| v.handle == handle).map(|v| v.state)

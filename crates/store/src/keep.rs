@@ -3,7 +3,7 @@
 //! It owns what a list changes and the order in which that becomes durable: windows (withdrawn views first of all),
 //! replicas, the branch with the list's index. It never frees: that is `sweep`'s, and comes after. Invariants: only newer
 //! lists count; a view that was withdrawn never comes back; `open` and `head` never fall; what is younger than the list
-//! (generations from its `open` on, replicas placed after it) is left alone.
+//! (generations from its head's on, replicas placed after it) is left alone.
 
 use crate::event::Effect;
 use crate::op::{Answer, Then};
@@ -12,11 +12,12 @@ use crate::store::{Disk, Phase, Store};
 use proto::{ChunkIndex, Generation, Generations, Incarnation, KeepList};
 use std::collections::BTreeSet;
 
-/// What is kept once the list is obeyed: what it names, unless it was withdrawn before; and what it does not judge.
+/// What is kept once the list is obeyed: what it names, unless the one before could have named it and did not (a snapshot
+/// takes the head's generation of its day); and what is younger than the list.
 fn obeyed(b: &Branch, list: &KeepList) -> Generations {
-    let sealed_before = b.record.list.open;
-    let named = list.kept.iter().filter(|g| *g >= sealed_before || b.kept.contains(*g));
-    let younger = b.kept.iter().filter(|g| *g >= list.open);
+    let head_before = b.record.list.head;
+    let named = list.kept.iter().filter(|g| *g >= head_before || b.kept.contains(*g));
+    let younger = b.kept.iter().filter(|g| *g >= list.head);
     named.chain(younger).collect()
 }
 

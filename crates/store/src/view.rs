@@ -87,6 +87,19 @@ impl Store {
         };
         Some((state, seen.version))
     }
+    /// The generation that a view finds a block in; 0: it is absent.
+    #[must_use]
+    pub fn generation(
+        &self,
+        branch: BranchId,
+        chunk: ChunkIndex,
+        block: u32,
+        view: View,
+    ) -> Option<Generation> {
+        let disk = self.disk.as_ref()?;
+        let replica = disk.records.replica_number(branch, chunk)?;
+        Some(disk.look(replica, block, view).generation)
+    }
     /// True if what `block` tells of the head is there, and survives power loss: its entry and bytes are flushed.
     #[must_use]
     pub fn is_flushed(&self, branch: BranchId, chunk: ChunkIndex, block: u32) -> bool {
@@ -167,7 +180,7 @@ impl Store {
     pub fn serves(&self, branch: BranchId, chunk: ChunkIndex, g: Generation) -> bool {
         let Some(d) = &self.disk else { return false };
         let replica = d.records.replica_number(branch, chunk);
-        replica.is_some_and(|n| d.serves(n, g, false))
+        replica.is_some_and(|n| d.serves(n, g, self.bugs().serve_incomplete))
     }
     /// Physical extents of a replica: extent, generation. Those that an entry on its way frees are not among them.
     #[must_use]

@@ -250,3 +250,57 @@ fn an_older_sessions_attempt_that_begins_late_ends_nothing() {
     p.pulled(NOW, pull.token, Ok(1));
     assert_eq!(said(drain(&mut p)), [Reply::Pulled { number: 7, bytes_moved: 4096 }]);
 }
+
+#[test]
+fn views_are_made_equal_oldest_first_each_listed_when_the_one_before_is_pulled() {
+    let views: proto::Generations = [Generation(2), Generation(5)].into_iter().collect();
+    let mut p = Pulls::new();
+    p.begun(SESSION, B, Attempt { generation: Generation(7), views: views.clone(), ..attempt(7) });
+    p.list(SESSION, B, place(2).drive, 7, 77);
+    let asked = drain(&mut p);
+    assert!(asked.iter().all(|o| matches!(o,
+        Out::Source { frame, .. } | Out::Own(frame)
+            if matches!(&frame.request, Request::Digest { views: v, head: true, .. } if *v == views))));
+    let (s, o) = tokens(&asked);
+    p.reply(NOW, s[0], Reply::Digest { hash: 1, extents: 1 });
+    p.reply(NOW, o[0], Reply::Digest { hash: 2, extents: 1 });
+    let mut said_at_last = vec![];
+    let at = |g| View::At(Generation(g));
+    for (view, after, into) in [(at(2), 0, 2), (at(5), 2, 5), (View::Head, 5, 7)] {
+        let lists = drain(&mut p);
+        let asks = |o: &Out| match o {
+            Out::Source { frame, .. } | Out::Own(frame) => {
+                matches!(frame.request, Request::Manifest { view: v, after: a, from: 0, .. } if (v, a) == (view, Generation(after)))
+            }
+            _ => false,
+        };
+        assert!(lists.len() == 2 && lists.iter().all(asks), "{lists:?}");
+        let (s, o) = tokens(&lists);
+        p.reply(NOW, o[0], Reply::Manifest { entries: vec![], next: None });
+        assert!(drain(&mut p).is_empty(), "one side says nothing");
+        p.reply(NOW, s[0], Reply::Manifest { entries: vec![entry(3, 9)], next: None });
+        let reads = drain(&mut p);
+        let [Out::Source { frame, .. }] = &reads[..] else { panic!("{reads:?}") };
+        assert!(matches!(frame.request, Request::Read { view: v, .. } if v == view));
+        p.reply(NOW, frame.token, data(1));
+        let outs = drain(&mut p);
+        let [Out::Pull { pull, .. }] = &outs[..] else { panic!("{outs:?}") };
+        assert_eq!((pull.generation, pull.after), (Generation(into), Generation(after)));
+        let token = pull.token;
+        p.pulled(NOW, token, Ok(1));
+        if view == View::Head {
+            said_at_last = drain(&mut p);
+        }
+    }
+    assert_eq!(said(said_at_last), [Reply::Pulled { number: 7, bytes_moved: 3 * 4096 }]);
+    assert_eq!((p.flying, p.attempts().count()), (0, 0));
+}
+
+#[test]
+fn an_attempt_without_any_view_has_nothing_to_pull() {
+    let mut p = Pulls::new();
+    p.begun(SESSION, B, Attempt { head: false, ..attempt(7) });
+    p.list(SESSION, B, place(2).drive, 7, 77);
+    digests(&mut p, 1, 2);
+    assert_eq!(said(drain(&mut p)), [Reply::Pulled { number: 7, bytes_moved: 0 }]);
+}

@@ -44,6 +44,8 @@ pub struct Metad {
     pub detached_cleanly: u32,
     /// What nodes say they have erased.
     pub deleted: Vec<HeldReplica>,
+    /// Keep-lists that they say are on the drive.
+    pub kept: Vec<(DriveId, BranchId, proto::ListIndex)>,
 }
 
 impl Metad {
@@ -62,6 +64,7 @@ impl Metad {
             leaderless: false,
             detached_cleanly: 0,
             deleted: vec![],
+            kept: vec![],
         }
     }
     /// A volume of some chunks of 16 MiB on these nodes, made by a maintenance session on the first.
@@ -208,13 +211,20 @@ impl Metad {
                 self.confirmed.insert(drive);
                 MetaAnswer::DriveConfirmed { drive }
             }
-            MetaRequest::Deleted { replicas, .. } => {
-                self.deleted.extend(replicas);
-                MetaAnswer::Ok
-            }
+            MetaRequest::Kept { drive, branch, index } => self.told(&[], &[(drive, branch, index)]),
+            MetaRequest::Deleted { replicas, .. } => self.told(&replicas, &[]),
             MetaRequest::Volumes { .. } => MetaAnswer::Volumes(vec![]),
             other => panic!("no snapshots in this world: {other:?}"),
         }
+    }
+    fn told(
+        &mut self,
+        deleted: &[HeldReplica],
+        kept: &[(DriveId, BranchId, proto::ListIndex)],
+    ) -> MetaAnswer {
+        self.deleted.extend(deleted);
+        self.kept.extend(kept);
+        MetaAnswer::Ok
     }
     fn present(&self, branch: BranchId, chunks: &[ChunkIndex]) -> MetaAnswer {
         let v = &self.volumes[&branch];

@@ -2,7 +2,7 @@
 
 use crate::world::{BRANCH, World, below};
 use proto::message::View;
-use proto::{ChunkIndex, Generation, Span};
+use proto::{ChunkIndex, Span};
 use store::Event;
 
 impl World {
@@ -84,7 +84,7 @@ impl World {
             if !existed && held.is_none() {
                 // Not made yet, or deleted: made anew.
                 if self.deleting == Some(c) {
-                    self.incarnations[c as usize] += 100;
+                    self.placed_anew(c);
                 }
                 self.model.blocks.retain(|at, _| at.0 != c);
                 self.pending.retain(|p| p.record.chunk.0 != c);
@@ -96,11 +96,7 @@ impl World {
         self.created &= existed || self.store.replica(BRANCH, ChunkIndex(1)).is_some();
         self.settle(power)?;
         self.settled = true;
-        for g in 1..self.generation {
-            for (at, value) in self.look(View::At(Generation(g)))? {
-                self.model.allows(at, View::At(Generation(g)), value, true)?;
-            }
-        }
+        self.check_views(true)?;
         // The session may live: then it sends again what was not answered.
         let lives = self.dice(3) > 0;
         if !lives {
@@ -144,7 +140,15 @@ impl World {
 
     /// Faults stop: everything is answered, goes home, and survives one more power loss.
     pub fn come_to_rest(&mut self) -> Result<(), String> {
+        if self.generation > 1 {
+            self.tell();
+        }
         for round in 0..400 {
+            // The newest list comes at last; older ones may come after it.
+            let due = self.generation > 1 && self.confirmed < self.index && self.opened;
+            if due && let Some(newest) = self.lists.iter().max_by_key(|l| l.index).cloned() {
+                self.event(Event::Keep(newest))?;
+            }
             while !self.queue.is_empty() {
                 self.complete(0)?;
             }
@@ -171,6 +175,7 @@ impl World {
         if !self.store.is_at_rest() {
             return Err(format!("never at rest: {:?}", self.store.usage()));
         }
+        self.check_space()?;
         for w in self.model.blocks.values_mut().flatten() {
             w.flushed |= w.acked;
         }

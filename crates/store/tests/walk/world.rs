@@ -5,7 +5,7 @@ use proto::message::{
     Attempt, BlockState, BranchInfo, ChunkRecord, Reply, ReplyFrame, Request, RequestFrame, Run, Scope, View,
 };
 use proto::*;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use store::event::Pull;
 use store::medium::Medium;
 use store::view::BlockView;
@@ -78,6 +78,16 @@ pub struct World {
     pub refused_once: bool,
     fence_token: u64,
     doubt_token: u64,
+    /// Snapshots: sealed generations that are kept.
+    pub kept: BTreeSet<u32>,
+    /// Those that the replica of each chunk truly holds, and whether Raft calls it in-sync.
+    pub held: [BTreeSet<u32>; CHUNKS as usize],
+    pub behind: [bool; CHUNKS as usize],
+    /// Keep-lists under way; the index of the newest one.
+    pub lists: Vec<KeepList>,
+    pub index: u64,
+    /// The newest one that the drive says it has.
+    pub confirmed: u64,
     /// An `EndDoubt` is not answered.
     pub doubt_ending: bool,
     pub trace: bool,
@@ -144,6 +154,12 @@ impl World {
             refused_once: false,
             fence_token: 0,
             doubt_token: 0,
+            kept: BTreeSet::new(),
+            held: [BTreeSet::new(), BTreeSet::new()],
+            behind: [false; 2],
+            lists: Vec::new(),
+            index: 0,
+            confirmed: 0,
             doubt_ending: false,
             trace: std::env::var("WALK_TRACE").is_ok(),
         };
@@ -235,17 +251,24 @@ impl World {
                 }
                 Effect::Failed(f) => return Err(format!("the store failed: {f}")),
                 Effect::Deleted { replicas } => self.deleted(replicas[0].chunk.0),
-                Effect::Closed | Effect::Notice(_) | Effect::Kept { .. } => {}
+                Effect::Kept { index, .. } => self.confirmed = self.confirmed.max(index.0),
+                Effect::Closed | Effect::Notice(_) => {}
             }
         }
         Ok(())
     }
     fn deleted(&mut self, chunk: u32) {
         if self.deleting.take() == Some(chunk) {
-            self.incarnations[chunk as usize] += 100;
-            self.model.blocks.retain(|at, _| at.0 != chunk);
+            self.placed_anew(chunk);
             self.created = false;
         }
+    }
+    /// Another replica of the chunk: it holds nothing.
+    pub fn placed_anew(&mut self, chunk: u32) {
+        self.incarnations[chunk as usize] += 100;
+        self.model.blocks.retain(|at, _| at.0 != chunk);
+        self.held[chunk as usize].clear();
+        self.behind[chunk as usize] = true;
     }
     fn broadcast(&mut self, reply: &Reply) {
         if !self.settled {
@@ -408,13 +431,51 @@ impl World {
         for (at, value) in self.look(View::Head)? {
             self.model.allows(at, View::Head, value, false)?;
         }
-        for g in 1..self.generation {
-            for (at, value) in self.look(View::At(Generation(g)))? {
-                self.model.allows(at, View::At(Generation(g)), value, false)?;
-            }
-        }
+        self.check_views(false)?;
         if self.steps.is_multiple_of(8) {
             self.check_homes()?;
+        }
+        Ok(())
+    }
+    /// Sealed views do not change while they are kept, and are served only where they are whole.
+    pub fn check_views(&self, flushed_only: bool) -> Result<(), String> {
+        let Some((index, open, kept)) = self.store.kept(BRANCH) else { return Ok(()) };
+        if index.0 > self.index || (index.0 < self.confirmed && self.created) {
+            return Err(format!("list {index:?}, newest {}, confirmed {}", self.index, self.confirmed));
+        }
+        for g in 1..self.generation {
+            let stays = Generation(g) >= open || kept.contains(Generation(g));
+            if self.kept.contains(&g) && !stays {
+                return Err(format!("{g} is withdrawn: {kept:?} below {open:?}"));
+            }
+            for chunk in 0..CHUNKS {
+                let serves = self.store.serves(BRANCH, ChunkIndex(chunk), Generation(g));
+                if serves && !self.held[chunk as usize].contains(&g) {
+                    return Err(format!("view {g} of chunk {chunk} is served, and not whole"));
+                }
+            }
+            if stays {
+                for (at, value) in self.look(View::At(Generation(g)))? {
+                    self.model.allows(at, View::At(Generation(g)), value, flushed_only)?;
+                }
+            }
+        }
+        Ok(())
+    }
+    /// At rest no extent stays of which no view sees a block.
+    pub fn check_space(&self) -> Result<(), String> {
+        let views: Vec<View> =
+            self.kept.iter().map(|g| View::At(Generation(*g))).chain([View::Head]).collect();
+        for chunk in (0..CHUNKS).map(ChunkIndex) {
+            for (extent, g) in self.store.extents(BRANCH, chunk) {
+                let sees = |v: &View| {
+                    let mut blocks = extent * 16..extent * 16 + 16;
+                    blocks.any(|b| self.store.generation(BRANCH, chunk, b, *v) == Some(g))
+                };
+                if g.0 < self.generation && !views.iter().any(sees) {
+                    return Err(format!("extent {extent} of {chunk} stays in {g}: kept {:?}", self.kept));
+                }
+            }
         }
         Ok(())
     }
@@ -445,7 +506,7 @@ impl World {
         } else if self.store.is_serving() && !self.created {
             self.create()?;
         } else {
-            match self.dice(100) {
+            match self.dice(105) {
                 0..=21 => self.write_small()?,
                 22..=29 => self.write_large()?,
                 30..=35 => self.zero()?,
@@ -463,7 +524,10 @@ impl World {
                 96 => self.delete()?,
                 97 => self.end_doubt()?,
                 98 => self.old_epoch()?,
-                _ => self.crash()?,
+                99 => self.crash()?,
+                100..=101 => self.snapshots(),
+                102..=103 => self.arrive()?,
+                _ => self.pull_view()?,
             }
         }
         self.check()
@@ -622,7 +686,11 @@ impl World {
         let first = self.dice(u64::from(BLOCKS)) as u32;
         let count = (1 + self.dice(24) as u32).min(BLOCKS - first);
         let sealed = self.dice(u64::from(self.generation)) as u32;
-        let view = if sealed == 0 { View::Head } else { View::At(Generation(sealed)) };
+        let withdrawn = |(_, open, kept): (ListIndex, Generation, Generations)| {
+            Generation(sealed) < open && !kept.contains(Generation(sealed))
+        };
+        let gone = self.store.kept(BRANCH).is_some_and(withdrawn);
+        let view = if sealed == 0 || gone { View::Head } else { View::At(Generation(sealed)) };
         let floors = (first..first + count)
             .map(|b| self.model.visible((chunk, b), view).iter().rposition(|w| w.acked).unwrap_or(0))
             .collect();
@@ -693,10 +761,120 @@ impl World {
     /// A snapshot: everything answered and flushed.
     fn seal(&mut self) {
         let flushed = self.model.blocks.values().flatten().all(|w| w.flushed);
-        if self.ready() && self.pending.is_empty() && flushed && self.generation < 3 && self.attempt.is_none()
+        if self.ready() && self.pending.is_empty() && flushed && self.generation < 5 && self.attempt.is_none()
         {
+            if self.dice(3) > 0 {
+                self.kept.insert(self.generation);
+            }
+            for chunk in (0..CHUNKS as usize).filter(|c| !self.behind[*c]) {
+                self.held[chunk].insert(self.generation);
+            }
             self.generation += 1;
+            self.tell();
         }
+    }
+    /// metad makes a list, as of now.
+    pub fn tell(&mut self) {
+        self.index += 1;
+        let behind = (0..CHUNKS as usize).filter(|c| self.behind[*c]);
+        self.lists.push(KeepList {
+            branch: BRANCH,
+            index: ListIndex(self.index),
+            placed: Incarnation(self.incarnations[0].max(self.incarnations[1])),
+            open: Generation(self.generation),
+            head: Generation(self.generation),
+            named: true,
+            kept: self.kept.iter().map(|g| Generation(*g)).collect(),
+            behind: behind.map(|c| (ChunkIndex(c as u32), Incarnation(self.incarnations[c]))).collect(),
+        });
+    }
+    /// One is deleted, or a replica has all of them now, or one is lost.
+    fn snapshots(&mut self) {
+        match self.dice(4) {
+            0 => {
+                if let Some(g) = self.kept.iter().nth(self.dice_const(self.kept.len())).copied() {
+                    self.kept.remove(&g);
+                }
+            }
+            // What is placed anew here is empty in all views: so it holds them.
+            1 if self.created && self.deleting.is_none() => {
+                for chunk in 0..CHUNKS as usize {
+                    if std::mem::take(&mut self.behind[chunk]) {
+                        self.held[chunk] = self.kept.clone();
+                    }
+                }
+            }
+            2 if !self.lists.is_empty() => {
+                let at = self.dice(self.lists.len() as u64) as usize;
+                self.lists.remove(at);
+            }
+            _ => {}
+        }
+        if self.generation > 1 {
+            self.tell();
+        }
+    }
+    fn dice_const(&self, n: usize) -> usize {
+        (self.steps as usize) % n.max(1)
+    }
+    /// A list comes, late or soon, once or more.
+    fn arrive(&mut self) -> Result<(), String> {
+        if self.lists.is_empty() {
+            return Ok(());
+        }
+        let at = self.dice(self.lists.len() as u64) as usize;
+        let list = if self.dice(3) == 0 { self.lists[at].clone() } else { self.lists.remove(at) };
+        self.event(Event::Keep(list))
+    }
+    /// A resync finds a sealed view as it is, and pulls it all the same: nothing changes.
+    fn pull_view(&mut self) -> Result<(), String> {
+        let Some((attempt, chunk, _, true)) = self.attempt else { return Ok(()) };
+        let Some((_, open, kept)) = self.store.kept(BRANCH) else { return Ok(()) };
+        if !self.ready() || self.deleting == Some(chunk) || self.generation == 1 {
+            return Ok(());
+        }
+        let view = Generation(1 + self.dice(u64::from(self.generation) - 1) as u32);
+        let extent = self.dice(u64::from(EXTENTS)) as u32;
+        let mut runs = Vec::new();
+        let (mut sums, mut values) = (Vec::new(), Vec::new());
+        for b in extent * 16..extent * 16 + 16 {
+            let at = (ChunkIndex(chunk), b, View::At(view));
+            let Some((state, version)) = self.store.block(BRANCH, at.0, at.1, at.2) else { return Ok(()) };
+            let value = self.model.value_of(state).ok_or("unknown bytes")?;
+            let state = match state {
+                BlockView::Data(sum) => {
+                    sums.push(sum);
+                    values.push(value);
+                    BlockState::Data
+                }
+                BlockView::Zero => BlockState::Zero,
+                BlockView::Absent => BlockState::Absent,
+            };
+            runs.push(Run { count: 1, state, version, generation: view });
+        }
+        let withdrawn = view < open && !kept.contains(view);
+        if withdrawn || (values.is_empty() && self.dice(4) > 0) {
+            return Ok(());
+        }
+        let version = runs.iter().map(|r| r.version).max().unwrap();
+        let after = kept.before(view).filter(|a| *a < view).unwrap_or(Generation(0));
+        let token = self.token();
+        let pull = Pull {
+            token,
+            attempt,
+            epoch: self.epoch,
+            source: self.source,
+            branch: BRANCH,
+            chunk: ChunkIndex(chunk),
+            extent,
+            generation: view,
+            after,
+            version,
+            runs,
+            sums,
+            payload: pages(&values),
+        };
+        self.event(Event::Pull(pull))
     }
     fn attempt(&mut self) -> Result<(), String> {
         if !self.ready() || !self.pending.is_empty() {
@@ -718,7 +896,7 @@ impl World {
             chunk: ChunkIndex(chunk),
             configuration: ConfigNumber(1),
             generation: Generation(self.generation),
-            views: proto::Generations::new(),
+            views: self.kept.iter().map(|g| Generation(*g)).collect(),
             head: true,
             source: place,
             source_process: ProcessNumber(1),
