@@ -62,13 +62,17 @@ impl Disk {
     /// The homes of an extent, oldest first.
     pub(crate) fn chain(&self, newest: Px) -> Vec<Px> {
         let mut chain = Vec::new();
+        self.list_chain(newest, &mut chain);
+        chain
+    }
+    fn list_chain(&self, newest: Px, chain: &mut Vec<Px>) {
+        chain.clear();
         let mut px = newest;
         while px != NONE {
             chain.push(px);
             px = self.table.get(px).next;
         }
         chain.reverse();
-        chain
     }
     /// A physical extent covers what is older.
     fn cover(&self, shown: &mut States, px: Px) {
@@ -108,17 +112,17 @@ impl Disk {
         any.then_some((hash, version))
     }
 
-    /// What an extent is in each of these views (ascending) where it differs from the view before: index of the view,
-    /// hash and version. An extent of which nothing is left differs, too.
-    pub(crate) fn changes(
+    /// What an extent (its homes, oldest first) is in each of these views (ascending) where it differs from the view
+    /// before: the view, hash and version. An extent of which nothing is left differs, too.
+    fn changes(
         &self,
-        newest: Px,
+        chain: &[Px],
         after: Generation,
         views: &[View],
         has_parent: bool,
-    ) -> Vec<(usize, u64, Version)> {
-        let chain = self.chain(newest);
-        let mut rest = &chain[..];
+        mut each: impl FnMut(View, u64, Version),
+    ) {
+        let mut rest = chain;
         let mut shown = NOTHING;
         let mut advance = |shown: &mut States, upto: Generation| {
             let taken = rest.iter().take_while(|px| self.table.get(**px).generation <= upto).count();
@@ -128,19 +132,17 @@ impl Disk {
         };
         advance(&mut shown, after);
         let mut before = self.content(&shown, has_parent);
-        let mut changed = Vec::new();
-        for (i, view) in views.iter().enumerate() {
+        for view in views {
             if !advance(&mut shown, last_of(*view)) {
                 continue;
             }
             let now = self.content(&shown, has_parent);
             if now != before {
                 let (hash, version) = now.unwrap_or((0, Version::ZERO));
-                changed.push((i, hash, version));
+                each(*view, hash, version);
                 before = now;
             }
         }
-        changed
     }
 }
 
@@ -222,14 +224,15 @@ impl Store {
     fn manifest(&self, replica: u32, view: View, after: Generation, from: u32) -> Reply {
         let disk = self.disk();
         let has_parent = disk.records.branch_of(replica).record.parent.is_some();
-        let mut entries = Vec::new();
+        let (mut entries, mut chain) = (Vec::new(), Vec::new());
         for (extent, px) in disk.records.replica(replica).index.range(from, u32::MAX) {
-            let changed = disk.changes(px, after, &[view], has_parent);
-            let Some((_, hash, version)) = changed.first().copied() else { continue };
             if entries.len() == MANIFEST_MAX {
                 return Reply::Manifest { entries, next: Some(extent) };
             }
-            entries.push(ManifestEntry { extent, version, hash });
+            disk.list_chain(px, &mut chain);
+            disk.changes(&chain, after, &[view], has_parent, |_, hash, version| {
+                entries.push(ManifestEntry { extent, version, hash });
+            });
         }
         Reply::Manifest { entries, next: None }
     }
@@ -240,14 +243,15 @@ impl Store {
         let disk = self.disk();
         let has_parent = disk.records.branch_of(replica).record.parent.is_some();
         let views: Vec<View> = views.iter().map(View::At).chain(head.then_some(View::Head)).collect();
-        let (mut hash, mut extents) = (0, 0);
+        let (mut hash, mut extents, mut chain) = (0, 0, Vec::new());
         for (extent, px) in disk.records.replica(replica).index.range(0, u32::MAX) {
-            for (i, h, version) in disk.changes(px, Generation(0), &views, has_parent) {
-                hash = mix(mix(hash, u64::from(extent)), u64::from(last_of(views[i]).0));
+            disk.list_chain(px, &mut chain);
+            disk.changes(&chain, Generation(0), &views, has_parent, |view, h, version| {
+                hash = mix(mix(hash, u64::from(extent)), u64::from(last_of(view).0));
                 hash = mix(hash, h);
                 hash = mix(mix(hash, u64::from(version.epoch.0)), version.seq);
                 extents += 1;
-            }
+            });
         }
         Reply::Digest { hash, extents }
     }

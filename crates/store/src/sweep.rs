@@ -87,8 +87,11 @@ impl Store {
     pub(crate) fn sweep_beneath(&mut self, px: Px) {
         let disk = self.disk();
         let e = disk.table.get(px);
+        if e.next == NONE {
+            return;
+        }
         let list = disk.records.branch_of(e.replica).record.list;
-        if e.next != NONE && list.index.0 > 0 && e.generation <= list.head {
+        if list.index.0 > 0 && e.generation <= list.head {
             let (replica, extent) = (e.replica, u32::from(e.extent));
             self.mark(replica, extent);
         }

@@ -257,17 +257,16 @@ impl Store {
         assert_eq!(credits, self.credits, "credits add up");
     }
 
-    /// What is kept has its slots, what is whole its list; and no sweep on its way frees what a view sees.
+    /// What is kept has its slots; and no sweep on its way frees what a view sees. (Windows and replicas may be ahead of the
+    /// branch's list: of one that a crash cut short.)
     fn check_lists(&self) {
         let d = self.disk.as_ref().expect("the caller has looked");
         d.records.check_windows();
         for (_, b) in &d.records.branches {
             let list = b.record.list;
             assert!(b.list_flushed <= list.index && list.open <= list.head, "lists grow");
-            assert!(list.index.0 > 0 || b.kept.is_empty(), "nothing is kept without a list");
             for n in b.replicas.values() {
                 let r = &d.records.replica(*n).record;
-                assert!(!r.whole || list.index.0 > 0, "whole by a list");
                 assert!(r.complete < list.open || r.complete.0 == 0, "complete up to what is sealed");
             }
         }

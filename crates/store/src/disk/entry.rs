@@ -10,7 +10,7 @@ use zerocopy::little_endian::U32;
 
 /// An extent's difference, pulled from a resync's source.
 pub const KIND_PULL: u8 = KIND_JOURNAL;
-/// Extents without any byte are freed.
+/// Extents without any byte, or that no view sees, are freed.
 pub const KIND_DROP: u8 = KIND_JOURNAL + 1;
 /// Marks of a branch.
 pub const KIND_MARKS: u8 = KIND_JOURNAL + 2;

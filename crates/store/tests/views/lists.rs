@@ -304,3 +304,62 @@ fn a_list_for_what_is_not_here_is_confirmed_and_one_that_waits_for_its_flush_is_
     assert_eq!(kept(&mut b), [2], "an older one changes nothing");
     assert!(b.store.serves(BRANCH, CHUNK, g(1)));
 }
+
+/// A list of more windows than one batch holds: what a crash leaves of it is a prefix, and nothing is lost or freed by that.
+#[test]
+fn a_list_that_a_crash_cuts_short_is_obeyed_when_it_comes_again() {
+    let many: Vec<u32> = (0..90).map(|w| w * 1536 + 1).collect();
+    let some: Vec<u32> = many.iter().copied().filter(|n| n / 1536 % 3 == 1).collect();
+    for cut in 0..3 {
+        let mut b = Bench::new(false);
+        b.write(1, 1, 0, &[1]);
+        b.write(2, 2, 0, &[2]);
+        let open = 90 * 1536;
+        b.durable(2);
+        if cut != 1 {
+            b.keep(crate::list(5, open, open, &many));
+            b.pass(Span::secs(2));
+        }
+        let kept = if cut == 2 { &some } else { &many };
+        let list = KeepList { behind: vec![(CHUNK, INCARNATION)], ..crate::list(6, open, open, kept) };
+        b.store.handle(b.now, Event::Keep(list.clone()));
+        b.store.handle(b.now, Event::TurnEnd);
+        let mut ios = Vec::new();
+        while let Some(e) = b.store.poll() {
+            if let Effect::Io { io, op } = e {
+                b.medium.submit(io, op);
+                ios.push(io);
+            }
+        }
+        if cut == 0 {
+            assert!(ios.len() == 1 && b.store.kept(BRANCH).unwrap().0 == ListIndex(6));
+        } else {
+            assert!(ios.len() > 1, "several batches");
+        }
+        // The first batch is on the drive, and no more.
+        b.medium.complete(ios[0]);
+        b.restart(false);
+        b.store.check();
+        if cut > 0 {
+            let (index, _, found) = b.store.kept(BRANCH).unwrap();
+            assert!(index < ListIndex(6), "{index:?}");
+            assert!(found.count() > 0 && found.iter().all(|n| many.contains(&n.0)));
+            assert!(many.iter().all(|n| !b.store.serves(BRANCH, CHUNK, g(*n)) || found.contains(g(*n))));
+        }
+        b.pass(Span::secs(3));
+        // What is withdrawn by then may be freed by then.
+        let withdrawn = cut == 2;
+        assert!(withdrawn || b.at(1, false)[0] == Some(Sum::of(&crate::bench::page(1))), "{cut}");
+        assert_eq!(b.look(View::Head, false)[0], Some(Sum::of(&crate::bench::page(2))));
+        b.keep(list);
+        b.pass(Span::secs(3));
+        let (index, _, found) = b.store.kept(BRANCH).unwrap();
+        b.store.check();
+        assert_eq!((index, found.count()), (ListIndex(6), kept.len() as u64));
+        let serves = b.store.serves(BRANCH, CHUNK, g(1537));
+        assert_eq!(serves, cut != 1, "what it held before stays");
+        b.restart(true);
+        b.store.check();
+        assert_eq!(b.store.kept(BRANCH).unwrap().2, found);
+    }
+}
