@@ -188,7 +188,7 @@ impl Store {
                 Reply::Absence { any: self.any_absent(replica, views, *head) }
             }
             Request::Usage => {
-                let replica = self.check_session(scope, false)?;
+                let replica = self.check_replica(scope)?;
                 Reply::Usage(self.disk().usage_of(replica))
             }
             _ => return Err(Refusal::Invalid),

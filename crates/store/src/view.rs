@@ -103,6 +103,11 @@ impl Store {
     /// True if what `block` tells of the head is there, and survives power loss: its entry and bytes are flushed.
     #[must_use]
     pub fn is_flushed(&self, branch: BranchId, chunk: ChunkIndex, block: u32) -> bool {
+        self.is_flushed_in(branch, chunk, block, View::Head)
+    }
+    /// The same of any view.
+    #[must_use]
+    pub fn is_flushed_in(&self, branch: BranchId, chunk: ChunkIndex, block: u32, view: View) -> bool {
         let Some(disk) = &self.disk else { return false };
         let Some(replica) = disk.records.replica_number(branch, chunk) else { return false };
         let (extent, at) = (block / BLOCKS_PER_EXTENT, block % BLOCKS_PER_EXTENT);
@@ -110,7 +115,8 @@ impl Store {
         while px != NONE {
             let e = disk.table.get(px);
             let entry = disk.overlay.get(px, at).map(|b| b.seq);
-            if entry.is_some() || e.states.get(at) != Presence::Absent {
+            let there = entry.is_some() || e.states.get(at) != Presence::Absent;
+            if there && e.generation <= crate::listing::last_of(view) {
                 return e.usage == Use::Owned && entry.is_none_or(|seq| seq <= disk.journal.flushed);
             }
             px = e.next;
@@ -132,9 +138,14 @@ impl Store {
     /// Where the block's bytes lie on the drive, if they are at home (bytes from the start): for fault injection.
     #[must_use]
     pub fn home_offset(&self, branch: BranchId, chunk: ChunkIndex, block: u32) -> Option<u64> {
+        self.home_offset_in(branch, chunk, block, View::Head)
+    }
+    /// The same as any view sees it.
+    #[must_use]
+    pub fn home_offset_in(&self, branch: BranchId, chunk: ChunkIndex, block: u32, view: View) -> Option<u64> {
         let disk = self.disk.as_ref()?;
         let replica = disk.records.replica_number(branch, chunk)?;
-        match disk.look(replica, block, View::Head).bytes {
+        match disk.look(replica, block, view).bytes {
             Bytes::Drive { offset, pins: crate::read::Pins::Home(_) } => Some(offset),
             _ => None,
         }

@@ -220,28 +220,33 @@ impl Bench {
         };
         assert_eq!(self.request(Request::AttemptBegin { attempt }), [Reply::Done]);
     }
-    fn manifest(&mut self, view: View, after: Generation) -> Vec<ManifestEntry> {
+    fn manifest(&mut self, view: View, after: Generation) -> Option<Vec<ManifestEntry>> {
         let request = Request::Manifest { view, after, from: 0, source_process: None };
         match self.request(request).remove(0) {
-            Reply::Manifest { entries, next: None } => entries,
+            Reply::Manifest { entries, next: None } => Some(entries),
+            Reply::Refused { refusal: Refusal::UnknownView, .. } => None,
             other => panic!("{other:?}"),
         }
     }
-    /// What differs in one view.
-    pub fn differ(&mut self, source: &mut Bench, view: View, after: Generation) -> Vec<u32> {
-        let (theirs, ours) = (source.manifest(view, after), self.manifest(view, after));
+    /// What differs in one view; none: somebody does not keep it any more.
+    pub fn differ(&mut self, source: &mut Bench, view: View, after: Generation) -> Option<Vec<u32>> {
+        let (theirs, ours) = (source.manifest(view, after)?, self.manifest(view, after)?);
         let missing = theirs.iter().filter(|e| !ours.contains(e)).map(|e| e.extent);
         let ours = ours.iter().map(|e| e.extent).filter(|x| theirs.iter().all(|e| e.extent != *x));
         let mut all: Vec<u32> = missing.chain(ours).collect();
         all.sort_unstable();
-        all
+        Some(all)
     }
-    /// One extent of one view.
-    pub fn pull(&mut self, source: &mut Bench, attempt: u64, step: (View, u32, u32), extent: u32) {
+    /// One extent of one view. False: the source does not keep it any more.
+    pub fn pull(&mut self, source: &mut Bench, attempt: u64, step: (View, u32, u32), extent: u32) -> bool {
         let (view, after, into) = step;
         let range = BlockRange::new(extent * 16, 16);
         let read = Request::Read { view, range, media: false, source_process: Some(ProcessNumber(1)) };
-        let Reply::ReadDone { runs, sums, payload } = source.request(read).remove(0) else { panic!() };
+        let (runs, sums, payload) = match source.request(read).remove(0) {
+            Reply::ReadDone { runs, sums, payload } => (runs, sums, payload),
+            Reply::Refused { refusal: Refusal::UnknownView, .. } => return false,
+            other => panic!("{other:?}"),
+        };
         self.token += 1;
         let pull = Pull {
             token: self.token,
@@ -265,6 +270,7 @@ impl Bench {
         let done =
             self.seen.iter().any(|e| matches!(e, Effect::Pulled { token: t, result: Ok(_) } if *t == token));
         assert!(done, "{:?}", self.seen);
+        true
     }
     pub fn keep(&mut self, list: KeepList) {
         self.event(Event::Keep(list));

@@ -8,7 +8,7 @@ mod rules;
 use bench::{BLOCKS, Bench, EXTENTS, g, list, steps};
 use proptest::prelude::*;
 use proto::message::{Reply, Request, Usage, View, ViewUsage};
-use proto::{Generations, Span};
+use proto::{Generations, KeepList, Span};
 
 #[derive(Clone, Debug)]
 enum Op {
@@ -22,6 +22,8 @@ enum Op {
     },
     /// The next ones are of the next generation, which is kept or not.
     Seal(bool),
+    /// A snapshot is deleted, and (by bits) the source and the target hear of it.
+    Withdraw(usize, u8),
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -33,7 +35,8 @@ fn op() -> impl Strategy<Value = Op> {
     });
     let zero =
         (0..BLOCKS, 1u32..20).prop_map(|(first, count)| Op::Zero { first, count: count.min(BLOCKS - first) });
-    prop_oneof![6 => write, 2 => zero, 2 => any::<bool>().prop_map(Op::Seal)]
+    let withdraw = (0usize..4, 1u8..4).prop_map(|(i, who)| Op::Withdraw(i, who));
+    prop_oneof![12 => write, 4 => zero, 4 => any::<bool>().prop_map(Op::Seal), 1 => withdraw]
 }
 
 /// A session's history: generations up to five, and which of the sealed ones are kept.
@@ -41,10 +44,29 @@ struct History {
     generation: u32,
     seq: u64,
     kept: Vec<u32>,
+    index: u64,
 }
 impl History {
+    fn new() -> History {
+        History { generation: 1, seq: 0, kept: Vec::new(), index: 0 }
+    }
+    fn list(&mut self) -> KeepList {
+        self.index += 1;
+        list(self.index, self.generation, self.generation, &self.kept)
+    }
     fn apply(&mut self, op: &Op, stores: &mut [&mut Bench]) {
         match op {
+            Op::Withdraw(..) if self.kept.is_empty() => {}
+            Op::Withdraw(i, who) => {
+                self.kept.remove(i % self.kept.len());
+                let list = self.list();
+                for (s, bit) in stores.iter_mut().zip([1, 2]) {
+                    if who & bit != 0 {
+                        s.keep(list.clone());
+                        s.pass(Span::millis(30));
+                    }
+                }
+            }
             Op::Seal(_) if self.generation == 5 => {}
             Op::Seal(kept) => {
                 if *kept {
@@ -85,12 +107,12 @@ fn resync(
         if let Some(op) = meanwhile.pop().filter(|op| !matches!(op, Op::Seal(_))) {
             h.apply(&op, &mut [source, target]);
         }
-        for extent in target.differ(source, step.0, g(step.1)) {
-            if pulls == stop {
+        let Some(differ) = target.differ(source, step.0, g(step.1)) else { return false };
+        for extent in differ {
+            if pulls == stop || !target.pull(source, number, step, extent) {
                 return false;
             }
             pulls += 1;
-            target.pull(source, number, step, extent);
             if let Some(op) = meanwhile.pop().filter(|op| !matches!(op, Op::Seal(_))) {
                 h.apply(&op, &mut [source, target]);
             }
@@ -146,27 +168,34 @@ proptest! {
         missed in prop::collection::vec(op(), 0..14),
         meanwhile in prop::collection::vec(op(), 0..8),
         stop in 0usize..6,
-        (parent, crash, power, drop_last) in any::<(bool, bool, bool, bool)>(),
+        (parent, crash, power, drop_last, tell) in any::<(bool, bool, bool, bool, bool)>(),
     ) {
         let (mut source, mut target) = (Bench::new(parent), Bench::new(parent));
-        let mut h = History { generation: 1, seq: 0, kept: Vec::new() };
+        let mut h = History::new();
         for op in &before {
             h.apply(op, &mut [&mut source, &mut target]);
         }
-        let mut alone = History { kept: Vec::new(), seq: h.seq, ..h };
-        for op in junk.iter().filter(|op| !matches!(op, Op::Seal(_))) {
+        let mut alone = History { kept: Vec::new(), generation: h.generation, seq: h.seq, index: 0 };
+        for op in junk.iter().filter(|op| !matches!(op, Op::Seal(_) | Op::Withdraw(..))) {
             alone.apply(op, &mut [&mut target]);
         }
         h.seq = alone.seq.max(h.seq) + 1;
         for op in &missed {
             h.apply(op, &mut [&mut source]);
         }
+        // It may have heard of snapshots that it has not.
+        if tell {
+            target.keep(h.list());
+            target.pass(Span::millis(30));
+        }
         let mut meanwhile = meanwhile;
         if !resync(&mut source, &mut target, &mut h, (1, stop), &mut meanwhile) {
             if crash {
                 target.restart(power);
             }
-            prop_assert!(resync(&mut source, &mut target, &mut h, (2, usize::MAX), &mut meanwhile));
+            // Each withdrawn view may end one more.
+            let mut again = (11..19).map(|n| resync(&mut source, &mut target, &mut h, (n, usize::MAX), &mut meanwhile));
+            prop_assert!(again.any(|whole| whole));
         }
         prop_assert_eq!(all_views(&source, &h, parent), all_views(&target, &h, parent));
         // Nothing is pulled twice, but for what was written meanwhile.
@@ -182,7 +211,7 @@ proptest! {
         for s in [&mut source, &mut target] {
             s.durable(h.seq);
             let before = all_views(s, &h, parent);
-            s.keep(list(9, h.generation, h.generation, &h.kept));
+            s.keep(h.list());
             s.pass(Span::secs(40));
             prop_assert!(s.store.is_at_rest());
             prop_assert_eq!(all_views(s, &h, parent), before.clone());

@@ -479,18 +479,20 @@ impl World {
         }
         Ok(())
     }
-    /// The bytes at home are those that the table speaks of.
+    /// The bytes at home are those that the table speaks of, in every view that stays.
     pub fn check_homes(&self) -> Result<(), String> {
-        for chunk in 0..CHUNKS {
-            for b in 0..BLOCKS {
+        let Some((_, open, kept)) = self.store.kept(BRANCH) else { return Ok(()) };
+        let sealed = (1..self.generation).map(Generation).filter(|g| *g >= open || kept.contains(*g));
+        for view in sealed.map(View::At).chain([View::Head]) {
+            for (chunk, b) in (0..CHUNKS).flat_map(|c| (0..BLOCKS).map(move |b| (c, b))) {
                 let at = ChunkIndex(chunk);
-                let Some(offset) = self.store.home_offset(BRANCH, at, b) else { continue };
-                let Some((BlockView::Data(sum), _)) = self.store.block(BRANCH, at, b, View::Head) else {
+                let Some(offset) = self.store.home_offset_in(BRANCH, at, b, view) else { continue };
+                let Some((BlockView::Data(sum), _)) = self.store.block(BRANCH, at, b, view) else {
                     continue;
                 };
                 let bytes = self.medium.get(offset, 1);
                 if proto::record::Sum::of(bytes.bytes()) != sum {
-                    return Err(format!("checksum at home of block {b} of chunk {chunk}"));
+                    return Err(format!("checksum at home of block {b} of chunk {chunk} in {view:?}"));
                 }
             }
         }
