@@ -13,7 +13,7 @@ use blockd::ring::Ring;
 use blockd::shard::{End, Shard, Visitor};
 use common::{Guest, Plain, SIZE};
 use nbd::client::{Command, Event as Said, Goal, Outcome};
-use proto::control::{MetaAnswer, NodeSummary, VolumeSummary, WatchUpdate};
+use proto::control::{MetaAnswer, NodeSummary, SnapshotFound, VolumeSummary, WatchUpdate};
 use proto::{BranchId, Epoch, Geometry, NodeId, Span, VolumeId};
 use std::io::{Read, Write};
 use std::net::SocketAddr;
@@ -77,7 +77,11 @@ fn volumes(question: &Question) -> MetaAnswer {
             ready: false,
         },
     ];
-    if matches!(question, Question::Look(..)) {
+    if let Question::Look(_, name) = question {
+        if name == "mem@s" {
+            let (volume, geometry) = (VolumeId(1), Geometry { size: SIZE / 2, ..geometry });
+            return MetaAnswer::Snapshot(Box::new(SnapshotFound { volume, geometry, levels: vec![] }));
+        }
         v.truncate(1);
     }
     MetaAnswer::Volumes(v)
@@ -183,6 +187,28 @@ fn looking_at_exports_opens_none_and_a_refusal_says_why() {
         message.contains("volume \"none\" cannot be had on node n5: there is no volume of this name"),
         "{message}"
     );
+    r.stop();
+}
+
+#[test]
+fn a_snapshot_is_read_only_to_its_clients() {
+    let r = start();
+    // looked at: metad says how large it is
+    let (_g, said) = Guest::connect(&r.socket, "mem@s", Goal::Info);
+    let Said::Info(i) = said else { panic!("{said:?}") };
+    assert!(i.size == SIZE / 2 && i.flags & nbd::wire::tflag::READ_ONLY != 0);
+    assert!(r.told.try_recv().is_err(), "nothing was opened");
+    // opened
+    let (mut g, said) = Guest::connect(&r.socket, "mem@s", Goal::Go);
+    let Said::Ready(n) = said else { panic!("{said:?}") };
+    assert!(n.flags & nbd::wire::tflag::READ_ONLY != 0);
+    assert_eq!(g.read(0, 4096), vec![0; 4096]);
+    g.client.submit(Command::Write { offset: 0, data: &[1; 512], fua: false });
+    let Said::Completed { result, .. } = g.next() else { panic!("a completion was due") };
+    assert_eq!(result.unwrap_err(), nbd::Errno::Perm);
+    let (_g, said) = Guest::connect(&r.socket, "mem@t", Goal::Go);
+    let Said::Refused { message, .. } = said else { panic!("{said:?}") };
+    assert!(message.contains("there is no such snapshot"), "{message}");
     r.stop();
 }
 

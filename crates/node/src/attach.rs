@@ -2,17 +2,18 @@
 //! is decided what follows.
 //!
 //! A guest's session that was fenced attaches again by itself; another guest's session ends that. A maintenance
-//! session is held while metad appoints it here, and gives way to a guest's.
+//! session is held while metad appoints it here, and gives way to a guest's. A snapshot needs no epoch: metad is asked
+//! where it is, and a reader sits there.
 
 use crate::desk::{ASK_AGAIN, Use};
 use crate::event::{Effect, ExportError, Notice};
 use crate::node::{Endpoint, Node};
-use crate::seats::{Asked, Attaching, Client, Live, Opening, Phase, Seat, SeatId, error_of};
-use proto::control::{Attached, MetaAnswer, MetaRefusal, MetaRequest, SessionKind, VolumeRef};
+use crate::seats::{Asked, Attaching, Client, Live, Opening, Phase, Reading, Seat, SeatId, error_of};
+use proto::control::{Attached, MetaAnswer, MetaRefusal, MetaRequest, SessionKind, SnapshotFound, VolumeRef};
 use proto::limits::{CLOSE_AFTER, OPEN_WAIT};
-use proto::{BranchId, Epoch, ExportId, RequestId, Span, Time};
+use proto::{BranchId, Epoch, ExportId, NodeId, RequestId, Span, Time};
 use std::collections::{BTreeMap, VecDeque};
-use volume::{CloseReason, GuestError, Session};
+use volume::{CloseReason, GuestError, Reader, ReaderEvent, Session};
 
 /// Between two attempts to attach.
 const RETRY: Span = Span::millis(200);
@@ -65,6 +66,7 @@ impl Node {
         let exports = seat.exports.values().filter(|o| !o.opened).map(|o| o.since + OPEN_WAIT);
         let phase = match &seat.phase {
             Phase::Attaching(a) => a.asked.map_or(a.next, |(_, at)| at + ASK_AGAIN),
+            Phase::Reading(r) => r.reader.next_wake(),
             Phase::Live(l) if l.closing => l.session.next_wake(),
             // What keeps an idle session is not waited for: its end is an event of its own.
             Phase::Live(l) if self.verifies.running(l.branch) => l.session.next_wake(),
@@ -112,6 +114,8 @@ impl Node {
                     self.ask_attach(now, id);
                 }
             }
+            Phase::Reading(_) if !wanted => self.remove_seat(id, GuestError::Gone),
+            Phase::Reading(_) => {}
             Phase::Live(live) if live.closing || wanted => {}
             Phase::Live(live) => {
                 // whoever verifies a volume wants an answer from one session
@@ -138,11 +142,16 @@ impl Node {
         let Some(seat) = self.seats.all.get_mut(&id) else { return };
         let force = seat.exports.values().any(|o| o.force && !o.opened);
         // An export that was open goes on: only over the disk as its clients know it, whatever its name is now.
+        let snapshot = seat.snapshot().map(|(v, s)| (v.to_owned(), s.to_owned()));
         let held = seat.held.filter(|_| seat.exports.values().any(|o| o.opened));
         let Phase::Attaching(a) = &mut seat.phase else { return };
         // Older repeats of the question stay: the first answer that comes is the answer.
         let token = self.desk.token(Use::Attach(id, a.request));
         a.asked = Some((token, now));
+        if let Some((volume, snapshot)) = snapshot {
+            let request = MetaRequest::Snapshot { volume, snapshot };
+            return self.out.push_back(Effect::Meta { token, request });
+        }
         let question = a.question.get_or_insert_with(|| match held {
             Some((branch, epoch)) => (VolumeRef::Branch(branch), Some(epoch)),
             None => (seat.volume.clone(), None),
@@ -174,6 +183,7 @@ impl Node {
         a.next = now + RETRY;
         match answer {
             MetaAnswer::Attached(attached) => self.attached(now, id, *attached),
+            MetaAnswer::Snapshot(found) => self.found(now, id, *found),
             MetaAnswer::Refused(refusal) => self.attach_refused(now, id, refusal),
             // The same question again, with the same id: its first answer is kept.
             _ => {}
@@ -335,11 +345,32 @@ impl Node {
         seat.phase = Phase::Live(live);
         seat.held = Some((branch, epoch));
         self.seats.by_branch.insert(branch, id);
+        self.seats.sits(instance, id);
         self.renamed(now, id);
         self.connect_local(id);
         for agreed in self.links.connected() {
             self.tell(id, crate::serve::connected(agreed));
         }
+    }
+    /// metad knows the snapshot: it is read from here on, by whoever shares the seat.
+    fn found(&mut self, now: Time, id: SeatId, found: SnapshotFound) {
+        let seat = self.seats.all.get(&id).expect("answered");
+        let Some((volume, snapshot)) = seat.snapshot().map(|(v, s)| (v.to_owned(), s.to_owned())) else {
+            return;
+        };
+        let name = format!("{volume}@{snapshot}");
+        let instance = self.seats.instance();
+        let source = self.source(Endpoint::Seat(id, instance));
+        let reader = Reader::new(volume, snapshot, found, self.params.node, now);
+        let seat = self.seats.all.get_mut(&id).expect("just seen");
+        seat.phase = Phase::Reading(Reading { reader, instance, name, source });
+        self.seats.sits(instance, id);
+        let peers: Vec<NodeId> = self.links.connected().iter().map(|agreed| agreed.peer).collect();
+        for node in peers {
+            self.tell_reader(id, ReaderEvent::Connected { node });
+        }
+        self.tell_reader(id, ReaderEvent::Wake);
+        self.open_exports(id);
     }
     /// The seat goes by the name that metad told. Who waits for the name that it had before waits elsewhere.
     fn renamed(&mut self, now: Time, id: SeatId) {
@@ -372,8 +403,9 @@ impl Node {
     /// What is known and counted on for the seat's session is dropped; the seat itself stays.
     pub(crate) fn end_live(&mut self, now: Time, id: SeatId, reason: CloseReason) {
         let Some(live) = self.seats.all.get(&id).and_then(Seat::live) else { return };
-        let (branch, source) = (live.branch, live.source);
+        let (branch, source, instance) = (live.branch, live.source, live.instance);
         self.seats.by_branch.remove(&branch);
+        self.seats.leaves(instance);
         self.forget_leases(now, branch);
         self.source_closed(source);
         self.notice(Notice::SessionClosed { branch, reason });
@@ -387,6 +419,11 @@ impl Node {
     /// as if nothing had happened. (Not when the node stops: then they come back to the next process.)
     pub(crate) fn remove_seat(&mut self, id: SeatId, error: GuestError) {
         let Some(mut seat) = self.seats.all.remove(&id) else { return };
+        if let Some(r) = seat.reading() {
+            let (source, instance) = (r.source, r.instance);
+            self.seats.leaves(instance);
+            self.source_closed(source);
+        }
         let stops = self.stopping.is_some();
         let broken: Vec<ExportId> =
             seat.exports.extract_if(.., |_, o| o.opened && !stops).map(|(x, _)| x).collect();

@@ -11,6 +11,8 @@ pub(crate) enum Use {
     Attach(SeatId, RequestId),
     /// A session's own question, with its token.
     Session(SeatId, Instance, u64),
+    /// A reader's.
+    Reader(SeatId, Instance, u64),
     Heartbeat,
     /// A drive asks to be confirmed.
     Opened(usize),

@@ -99,6 +99,8 @@ pub struct ExportInfo {
 pub enum ExportError {
     #[error("there is no volume of this name. blockctl volume list shows what there is")]
     NoSuchVolume,
+    #[error("there is no such snapshot, or it is not sealed yet. blockctl snapshot list shows what there is")]
+    NoSuchSnapshot,
     #[error(
         "it is still being created, or is being deleted. blockctl volume wait --state ready waits for it"
     )]

@@ -9,7 +9,7 @@ use crate::seats::{Asked, Client, Opening, Phase, Seat, SeatId, to_session};
 use proto::control::{SessionKind, VolumeRef};
 use proto::limits::{CLOSE_AFTER, OPEN_WAIT};
 use proto::{ExportId, Ticket, Time};
-use volume::{GuestError, GuestReply, GuestRequest};
+use volume::{GuestError, GuestReply, GuestRequest, ReaderEvent};
 
 impl Node {
     pub(crate) fn open_export(&mut self, now: Time, export: ExportId, volume: String, force: bool) {
@@ -36,15 +36,20 @@ impl Node {
     /// Says `ExportOpened` to those that wait, if the session serves.
     pub(crate) fn open_exports(&mut self, id: SeatId) {
         let Some(seat) = self.seats.all.get_mut(&id) else { return };
-        let Phase::Live(live) = &seat.phase else { return };
-        if !live.opened || live.closing {
-            return;
-        }
-        let info = ExportInfo {
-            name: live.name.clone(),
-            branch: live.branch,
-            geometry: live.geometry,
-            read_only: false,
+        let info = match &seat.phase {
+            Phase::Live(live) if live.opened && !live.closing => ExportInfo {
+                name: live.name.clone(),
+                branch: live.branch,
+                geometry: live.geometry,
+                read_only: false,
+            },
+            Phase::Reading(r) => ExportInfo {
+                name: r.name.clone(),
+                branch: r.reader.branch(),
+                geometry: r.reader.geometry(),
+                read_only: true,
+            },
+            _ => return,
         };
         for (&export, opening) in seat.exports.iter_mut().filter(|(_, o)| !o.opened) {
             opening.opened = true;
@@ -102,6 +107,11 @@ impl Node {
         let Some(seat) = self.seats.all.get_mut(&id) else {
             return self.complete(&asked, Err(GuestError::Gone));
         };
+        if seat.reading().is_some() {
+            let request = to_session(ticket, &asked);
+            seat.flying.insert(ticket, asked);
+            return self.tell_reader(id, ReaderEvent::Guest(request));
+        }
         if !seat.live().is_some_and(|l| l.opened && !l.closing) {
             seat.queue.push_back(asked);
             return;

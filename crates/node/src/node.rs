@@ -20,12 +20,14 @@ use proto::message::{Reply, ReplyFrame, RequestFrame};
 use proto::{BranchId, DriveId, Epoch, LogIndex, Map, NodeId, Time};
 use std::collections::{BTreeMap, VecDeque};
 use store::Source;
+use volume::{ReaderEffect, ReaderEvent};
 
 /// What one part wants of another.
 #[expect(clippy::large_enum_variant, reason = "a write is moved, not boxed: no allocation per request")]
 pub(crate) enum Job {
     Store(usize, store::Event),
     Session(SeatId, Instance, volume::Event),
+    Reader(SeatId, Instance, ReaderEvent),
     /// After what came before in the queue has stopped to count on it.
     ReturnLease(NodeId, Vec<BranchId>),
 }
@@ -292,6 +294,11 @@ impl Node {
                 self.jobs.push_back(Job::Store(ix, store::Event::Wake));
             }
         }
+        for (id, r) in self.seats.readers() {
+            if r.reader.next_wake() <= now {
+                self.jobs.push_back(Job::Reader(id, r.instance, ReaderEvent::Wake));
+            }
+        }
         for (id, live) in self.seats.live() {
             if live.session.next_wake() <= now {
                 self.jobs.push_back(Job::Session(id, live.instance, volume::Event::Wake));
@@ -325,6 +332,7 @@ impl Node {
                 }
             }
             Job::Session(id, instance, event) => self.run_session(now, id, instance, event),
+            Job::Reader(id, instance, event) => self.run_reader(now, id, instance, event),
             Job::ReturnLease(node, branches) => self.return_lease(now, node, branches),
         }
     }
@@ -342,6 +350,44 @@ impl Node {
             let Some(effect) = live.session.poll() else { return };
             self.session_effect(now, id, instance, effect);
         }
+    }
+
+    fn run_reader(&mut self, now: Time, id: SeatId, instance: Instance, event: ReaderEvent) {
+        let mut event = Some(event);
+        loop {
+            let seat = self.seats.all.get_mut(&id);
+            let Some(r) = seat.and_then(Seat::reading_mut).filter(|r| r.instance == instance) else { return };
+            if let Some(event) = event.take() {
+                r.reader.handle(now, event);
+            }
+            let source = r.source;
+            match r.reader.poll() {
+                None => return,
+                Some(ReaderEffect::Send { node, mut frame }) => {
+                    frame.token = crate::seats::wrap(frame.token, instance);
+                    if node == self.me() {
+                        self.serve(now, source, node, frame);
+                    } else {
+                        self.links.request(now, node, &frame);
+                    }
+                }
+                Some(ReaderEffect::Complete { ticket, result }) => self.completed(id, ticket, result),
+                // Its exports are broken; who comes anew asks metad anew.
+                Some(ReaderEffect::Gone) => self.remove_seat(id, volume::GuestError::Gone),
+                Some(ReaderEffect::Meta { token, request }) => {
+                    self.ask_metad(Use::Reader(id, instance, token), request);
+                }
+            }
+        }
+    }
+    pub(crate) fn tell_reader(&mut self, id: SeatId, event: ReaderEvent) {
+        if let Some(instance) = self.seats.all.get(&id).and_then(Seat::reading).map(|r| r.instance) {
+            self.jobs.push_back(Job::Reader(id, instance, event));
+        }
+    }
+    pub(crate) fn tell_readers(&mut self, event: &ReaderEvent) {
+        let ids: Vec<SeatId> = self.seats.readers().map(|(id, _)| id).collect();
+        ids.into_iter().for_each(|id| self.tell_reader(id, event.clone()));
     }
 
     /// To one session, if it is still there.
@@ -373,6 +419,9 @@ impl Node {
             Some(Use::Attach(seat, request)) => self.attach_answer(now, seat, request, token, answer),
             Some(Use::Session(seat, instance, token)) => {
                 self.jobs.push_back(Job::Session(seat, instance, volume::Event::Meta { token, answer }));
+            }
+            Some(Use::Reader(seat, instance, token)) => {
+                self.jobs.push_back(Job::Reader(seat, instance, ReaderEvent::Meta { token, answer }));
             }
             Some(Use::Opened(drive)) => self.drive_answer(now, drive, token, &answer),
             Some(Use::GiveBack(branch, epoch)) => self.given_back(now, branch, epoch, &answer),
@@ -420,6 +469,7 @@ impl Node {
         if dialled {
             self.holder.disconnected(peer);
             self.tell_all(&volume::Event::Disconnected { node: peer });
+            self.tell_readers(&ReaderEvent::Disconnected { node: peer });
             self.pulls.source_lost(peer);
             self.notice(Notice::LinkDown { node: peer });
         }
@@ -500,9 +550,20 @@ impl Node {
                 }
             }
             reply => {
-                let Some((id, live)) = self.seats.of_branch(frame.branch) else { return };
-                let Some(token) = crate::seats::unwrap(frame.token, live.instance) else { return };
-                if matches!(reply, Reply::Report(_) | Reply::Done) && node != self.me() {
+                // What was asked comes back to whoever asked; of its own accord a replica speaks to its session.
+                let asker = match frame.token {
+                    0 => self.seats.of_branch(frame.branch).map(|(id, _)| (id, 0)),
+                    wire => self.seats.of_token(wire),
+                };
+                let Some((id, token)) = asker else { return };
+                let Some(live) = self.seats.all.get(&id).and_then(Seat::live) else {
+                    let frame = ReplyFrame { token, reply, ..frame };
+                    return self.tell_reader(id, ReaderEvent::Reply { frame });
+                };
+                if live.branch == frame.branch
+                    && matches!(reply, Reply::Report(_) | Reply::Done)
+                    && node != self.me()
+                {
                     // The session holds the epoch there: from here on the lease is to cover it.
                     self.stirred |= self.holder.show(now, node, frame.branch, live.epoch);
                 }
@@ -528,6 +589,13 @@ impl Node {
         for (id, live) in self.seats.live() {
             assert!(self.seats.by_branch.get(&live.branch) == Some(&id), "one live session per branch");
             assert!(self.endpoints.get(&live.source) == Some(&Endpoint::Seat(id, live.instance)));
+        }
+        for (id, r) in self.seats.readers() {
+            assert!(self.endpoints.get(&r.source) == Some(&Endpoint::Seat(id, r.instance)));
+        }
+        for id in self.seats.by_instance.values() {
+            let sits = self.seats.all.get(id).and_then(Seat::instance);
+            assert!(sits.is_some(), "a token names who sits");
         }
         for (export, id) in &self.seats.by_export {
             assert!(self.seats.all.get(id).is_some_and(|s| s.exports.contains_key(export)), "{export} sits");

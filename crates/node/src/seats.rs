@@ -13,7 +13,7 @@ use proto::{BranchId, Epoch, ExportId, Geometry, Map, NodeId, RequestId, Ticket,
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use store::Source;
 use volume::event::WaitReason;
-use volume::{GuestOp, GuestRequest, Session};
+use volume::{GuestOp, GuestRequest, Reader, Session};
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub(crate) struct SeatId(pub u32);
@@ -81,10 +81,20 @@ pub(crate) struct Live {
     pub waiting: Option<WaitReason>,
 }
 
+/// A snapshot that is read: no session, no epoch, no lease.
+pub(crate) struct Reading {
+    pub reader: Reader,
+    pub instance: Instance,
+    pub name: String,
+    /// The reader's name at our own stores.
+    pub source: Source,
+}
+
 #[expect(clippy::large_enum_variant, reason = "nearly all seats are live")]
 pub(crate) enum Phase {
     Attaching(Attaching),
     Live(Live),
+    Reading(Reading),
 }
 
 pub(crate) struct Seat {
@@ -105,13 +115,34 @@ impl Seat {
     pub fn live(&self) -> Option<&Live> {
         match &self.phase {
             Phase::Live(l) => Some(l),
-            Phase::Attaching(_) => None,
+            Phase::Attaching(_) | Phase::Reading(_) => None,
         }
     }
     pub fn live_mut(&mut self) -> Option<&mut Live> {
         match &mut self.phase {
             Phase::Live(l) => Some(l),
+            Phase::Attaching(_) | Phase::Reading(_) => None,
+        }
+    }
+    pub fn reading(&self) -> Option<&Reading> {
+        if let Phase::Reading(r) = &self.phase { Some(r) } else { None }
+    }
+    pub fn reading_mut(&mut self) -> Option<&mut Reading> {
+        if let Phase::Reading(r) = &mut self.phase { Some(r) } else { None }
+    }
+    /// Who speaks from the seat.
+    pub fn instance(&self) -> Option<Instance> {
+        match &self.phase {
             Phase::Attaching(_) => None,
+            Phase::Live(l) => Some(l.instance),
+            Phase::Reading(r) => Some(r.instance),
+        }
+    }
+    /// Volume and snapshot, if it is one that is asked for: no volume has an `@` in its name.
+    pub fn snapshot(&self) -> Option<(&str, &str)> {
+        match &self.volume {
+            VolumeRef::Name(name) => name.split_once('@'),
+            VolumeRef::Branch(_) => None,
         }
     }
     pub fn is_named(&self, name: &str) -> bool {
@@ -128,6 +159,7 @@ impl Seat {
                 Some(r) => error_of(r),
                 None => ExportError::NoMetad,
             },
+            Phase::Reading(_) => ExportError::NoMetad,
             Phase::Live(l) => ExportError::Timeout(match l.waiting {
                 Some(reason) => format!("it waits for {} (see docs/operations.md)", reason.code()),
                 None => "its replicas have not all answered".to_owned(),
@@ -140,6 +172,7 @@ impl Seat {
 pub(crate) fn error_of(refusal: &MetaRefusal) -> ExportError {
     match refusal {
         MetaRefusal::NoSuchVolume => ExportError::NoSuchVolume,
+        MetaRefusal::NoSuchSnapshot => ExportError::NoSuchSnapshot,
         MetaRefusal::NotReady => ExportError::NotReady,
         MetaRefusal::Held { name, epoch, .. } => ExportError::Held { holder: name.clone(), epoch: epoch.0 },
         other => ExportError::Timeout(format!("metad refused: {}", in_words(other))),
@@ -172,9 +205,12 @@ pub(crate) struct Seats {
     /// Live sessions only.
     pub by_branch: Map<BranchId, SeatId>,
     pub by_export: Map<ExportId, SeatId>,
+    /// Whose a token on the wire is: sessions and readers, by what `wrap` puts there.
+    pub by_instance: Map<u64, SeatId>,
     /// Open exports whose disk is not what their clients believe: every request fails until the clients have gone.
     pub broken: BTreeSet<ExportId>,
     next_seat: u32,
+    /// The last one; what stands on the wire of it is never 0.
     next_instance: u32,
     next_ticket: u64,
 }
@@ -187,8 +223,27 @@ impl Seats {
         id
     }
     pub fn instance(&mut self) -> Instance {
-        self.next_instance += 1;
-        Instance(self.next_instance)
+        loop {
+            self.next_instance += 1;
+            let instance = Instance(self.next_instance);
+            if on_wire(instance) != 0 && !self.by_instance.contains_key(&on_wire(instance)) {
+                return instance;
+            }
+        }
+    }
+    pub fn sits(&mut self, instance: Instance, id: SeatId) {
+        self.by_instance.insert(on_wire(instance), id);
+    }
+    pub fn leaves(&mut self, instance: Instance) {
+        self.by_instance.remove(&on_wire(instance));
+    }
+    /// Whose question this token is, and the token that it was asked under.
+    pub fn of_token(&self, wire: u64) -> Option<(SeatId, u64)> {
+        let id = *self.by_instance.get(&(wire >> TOKEN_BITS))?;
+        Some((id, wire & ((1 << TOKEN_BITS) - 1)))
+    }
+    pub fn readers(&self) -> impl Iterator<Item = (SeatId, &Reading)> + '_ {
+        self.all.iter().filter_map(|(id, s)| Some((*id, s.reading()?)))
     }
     pub fn ticket(&mut self) -> Ticket {
         self.next_ticket += 1;
@@ -230,17 +285,13 @@ impl volume::Leases for Counted<'_> {
 const TOKEN_BITS: u32 = 48;
 const INSTANCE_MASK: u64 = 0x7fff;
 
+fn on_wire(instance: Instance) -> u64 {
+    u64::from(instance.0) & INSTANCE_MASK
+}
+
 pub(crate) fn wrap(token: u64, instance: Instance) -> u64 {
     assert!(token >> TOKEN_BITS == 0, "a session asks fewer than 2^48 questions");
-    if token == 0 { 0 } else { (u64::from(instance.0) & INSTANCE_MASK) << TOKEN_BITS | token }
-}
-/// `None`: another session's.
-pub(crate) fn unwrap(wire: u64, instance: Instance) -> Option<u64> {
-    if wire == 0 {
-        return Some(0);
-    }
-    let mine = (wire >> TOKEN_BITS) == (u64::from(instance.0) & INSTANCE_MASK);
-    mine.then_some(wire & ((1 << TOKEN_BITS) - 1))
+    if token == 0 { 0 } else { on_wire(instance) << TOKEN_BITS | token }
 }
 
 pub(crate) fn to_session(ticket: Ticket, asked: &Asked) -> GuestRequest {
@@ -253,10 +304,26 @@ mod tests {
 
     #[test]
     fn a_token_comes_back_to_its_own_session_only() {
-        let (a, b) = (Instance(1), Instance(2));
-        assert_eq!(unwrap(wrap(7, a), a), Some(7));
-        assert_eq!(unwrap(wrap(7, a), b), None);
-        assert_eq!(unwrap(wrap(0, a), b), Some(0), "what is not asked for is everybody's");
+        let mut seats = Seats::default();
+        let (a, b) = (seats.instance(), seats.instance());
+        seats.sits(a, SeatId(1));
+        seats.sits(b, SeatId(2));
+        assert_eq!(seats.of_token(wrap(7, a)), Some((SeatId(1), 7)));
+        assert_eq!(seats.of_token(wrap(7, b)), Some((SeatId(2), 7)));
+        seats.leaves(a);
+        assert_eq!(seats.of_token(wrap(7, a)), None, "an answer to a session that is gone is nobody's");
+        assert_eq!(wrap(0, b), 0, "what is not asked for is nobody's");
         assert_eq!(wrap(7, Instance(0x7fff)) & crate::pull::OWN_TOKEN, 0);
+    }
+
+    #[test]
+    fn no_two_that_sit_have_the_same_place_on_the_wire() {
+        let mut seats = Seats::default();
+        let old = seats.instance();
+        seats.sits(old, SeatId(1));
+        for i in 2..0x10_0000 {
+            let new = seats.instance();
+            assert!(on_wire(new) != 0 && on_wire(new) != on_wire(old), "{i}");
+        }
     }
 }

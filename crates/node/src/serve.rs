@@ -108,6 +108,7 @@ impl Node {
         self.links.concluded(now, id, agreed.clone());
         self.holder.connected(node, now);
         self.notice(Notice::LinkUp { node });
+        self.tell_readers(&volume::ReaderEvent::Connected { node });
         self.tell_all(&connected(agreed));
     }
 
@@ -185,14 +186,13 @@ impl Node {
     pub(crate) fn deliver(&mut self, now: Time, source: Source, frame: ReplyFrame) {
         match self.endpoints.get(&source) {
             Some(Endpoint::Link(link, _)) => self.links.reply(now, *link, frame),
-            Some(Endpoint::Seat(id, instance)) => {
-                let seat = self.seats.all.get(id).and_then(Seat::live);
-                if seat.is_some_and(|l| l.instance == *instance) {
-                    self.reply(now, self.me(), frame);
-                }
+            Some(Endpoint::Seat(id, instance))
+                if self.seats.all.get(id).and_then(Seat::instance) == Some(*instance) =>
+            {
+                self.reply(now, self.me(), frame);
             }
             Some(Endpoint::Pulls) => self.pulls.reply(now, frame.token, frame.reply),
-            None => {}
+            Some(Endpoint::Seat(..)) | None => {}
         }
     }
 

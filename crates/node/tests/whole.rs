@@ -3,6 +3,8 @@
 
 #[path = "whole/seats.rs"]
 mod seats;
+#[path = "whole/snapshots.rs"]
+mod snapshots;
 mod world;
 
 use node::event::Notice;

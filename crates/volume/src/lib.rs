@@ -6,6 +6,7 @@
 
 mod acks;
 mod bugs;
+mod chain;
 mod close;
 mod create;
 mod credits;
@@ -20,6 +21,7 @@ mod opening;
 mod ops;
 mod ordering;
 mod propose;
+pub mod reader;
 mod reads;
 mod reconcile;
 mod repair;
@@ -32,5 +34,6 @@ mod verify;
 
 pub use bugs::Bugs;
 pub use event::{CloseReason, Effect, Event, Leases, Notice, WaitReason};
+pub use reader::{Reader, ReaderEffect, ReaderEvent};
 pub use request::{GuestData, GuestError, GuestOp, GuestReply, GuestRequest, ReadPiece};
 pub use session::Session;

@@ -301,7 +301,13 @@ impl Session {
 }
 
 /// Whether an answer fits the question and its own checksums (those of our own node were checked by its store).
-fn well_formed(range: BlockRange, runs: &[Run], sums: &[Sum], payload: &Payload, local: bool) -> bool {
+pub(crate) fn well_formed(
+    range: BlockRange,
+    runs: &[Run],
+    sums: &[Sum],
+    payload: &Payload,
+    local: bool,
+) -> bool {
     let blocks: u64 = runs.iter().map(|r| u64::from(r.count)).sum();
     let data: u64 = runs.iter().filter(|r| r.state == BlockState::Data).map(|r| u64::from(r.count)).sum();
     blocks == u64::from(range.count)
@@ -312,7 +318,7 @@ fn well_formed(range: BlockRange, runs: &[Run], sums: &[Sum], payload: &Payload,
 }
 
 /// The bytes from `head` on, `len` of them.
-fn pieces(parts: Vec<Part>, head: usize, len: u64) -> Vec<ReadPiece> {
+pub(crate) fn pieces(parts: Vec<Part>, head: usize, len: u64) -> Vec<ReadPiece> {
     let mut v = Vec::with_capacity(parts.len());
     let mut skip = head;
     let mut left = crate::geometry::index(len);

@@ -92,6 +92,9 @@ pub enum GuestError {
     NoSpace,
     #[error("request out of range")]
     Invalid,
+    /// A snapshot is read, and nothing else.
+    #[error("the export is read-only")]
+    ReadOnly,
     /// The session was fenced or closed under the request.
     #[error("the session is gone")]
     Gone,

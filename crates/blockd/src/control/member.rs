@@ -170,7 +170,14 @@ impl Member {
                 self.shard.send(ToShard::Meta { token, answer });
             }
             ToControl::Volumes { question, name } => {
-                let answer = self.call(&MetaRequest::Volumes { name }).await;
+                let snapshot = name.as_deref().and_then(|n| n.split_once('@'));
+                let request = match snapshot {
+                    Some((volume, snapshot)) => {
+                        MetaRequest::Snapshot { volume: volume.to_owned(), snapshot: snapshot.to_owned() }
+                    }
+                    None => MetaRequest::Volumes { name },
+                };
+                let answer = self.call(&request).await;
                 self.shard.send(ToShard::Volumes { question, answer });
             }
             ToControl::Resolve { link, address } => {

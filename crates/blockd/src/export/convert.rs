@@ -3,7 +3,7 @@
 use super::refuse;
 use nbd::{Errno, Export, Listed, Op, ReadPiece, RefusalKind, Refused, RequestId, Server};
 use node::{ExportError, ExportInfo};
-use proto::control::{MetaAnswer, VolumeSummary};
+use proto::control::{MetaAnswer, MetaRefusal, VolumeSummary};
 use volume::{GuestData, GuestError, GuestOp, GuestReply};
 
 pub(super) fn guest_op(op: Op) -> GuestOp {
@@ -42,6 +42,7 @@ fn errno(error: GuestError) -> Errno {
         GuestError::Io => Errno::Io,
         GuestError::NoSpace => Errno::NoSpace,
         GuestError::Invalid => Errno::Invalid,
+        GuestError::ReadOnly => Errno::Perm,
         GuestError::Gone => Errno::Shutdown,
     }
 }
@@ -53,7 +54,7 @@ pub(super) fn export(info: &ExportInfo) -> Export {
 /// Why this node does not give the volume to a guest.
 pub(super) fn refused(node: &str, volume: &str, error: &ExportError) -> Refused {
     let kind = match error {
-        ExportError::NoSuchVolume => RefusalKind::Unknown,
+        ExportError::NoSuchVolume | ExportError::NoSuchSnapshot => RefusalKind::Unknown,
         ExportError::Closing => RefusalKind::Shutdown,
         _ => RefusalKind::Policy,
     };
@@ -63,7 +64,7 @@ pub(super) fn refused(node: &str, volume: &str, error: &ExportError) -> Refused 
 fn volumes(answer: MetaAnswer) -> Result<Vec<VolumeSummary>, ExportError> {
     match answer {
         MetaAnswer::Volumes(v) => Ok(v),
-        MetaAnswer::Refused(proto::control::MetaRefusal::NoSuchVolume) => Ok(Vec::new()),
+        MetaAnswer::Refused(MetaRefusal::NoSuchVolume) => Ok(Vec::new()),
         _ => Err(ExportError::NoMetad),
     }
 }
@@ -74,9 +75,17 @@ pub(super) fn list(node: &str, answer: MetaAnswer) -> Result<Vec<Listed>, Refuse
     Ok(ready.map(|v| Listed { name: v.name, description: String::new() }).collect())
 }
 
-/// What metad says of one volume.
+/// What metad says of one volume, or of one snapshot.
 pub(super) fn looked(node: &str, name: &str, answer: MetaAnswer) -> Result<Export, Refused> {
     let refused = |e| refused(node, name, &e);
+    match answer {
+        MetaAnswer::Snapshot(found) => {
+            let size = found.geometry.size;
+            return Ok(Export { size, read_only: true, description: String::new() });
+        }
+        MetaAnswer::Refused(MetaRefusal::NoSuchSnapshot) => return Err(refused(ExportError::NoSuchSnapshot)),
+        _ => {}
+    }
     match volumes(answer).map_err(refused)?.as_slice() {
         [v] if v.ready => Ok(Export { size: v.geometry.size, read_only: false, description: String::new() }),
         [_] => Err(refused(ExportError::NotReady)),

@@ -95,18 +95,19 @@ impl Core for Plain {
     fn handle(&mut self, now: Time, event: Event) {
         assert!(self.effects.is_empty(), "drained before the next event");
         match event {
-            Event::OpenExport { export, volume, .. } if volume == "mem" => {
+            Event::OpenExport { export, volume, .. } if volume == "mem" || volume == "mem@s" => {
                 self.tell.send("open").unwrap();
                 self.open = Some(export);
                 let geometry = Geometry { size: SIZE, chunk_shift: 24 };
-                let info = ExportInfo { name: volume, branch: BranchId(1), geometry, read_only: false };
+                let read_only = volume.contains('@');
+                let info = ExportInfo { name: volume, branch: BranchId(1), geometry, read_only };
                 self.effects.push_back(Effect::ExportOpened { export, info });
             }
             Event::OpenExport { export, volume, .. } => {
-                let error = if volume == "held" {
-                    ExportError::Held { holder: "n7".into(), epoch: 41 }
-                } else {
-                    ExportError::NoSuchVolume
+                let error = match volume.as_str() {
+                    "held" => ExportError::Held { holder: "n7".into(), epoch: 41 },
+                    "mem@t" => ExportError::NoSuchSnapshot,
+                    _ => ExportError::NoSuchVolume,
                 };
                 self.effects.push_back(Effect::ExportRefused { export, error });
             }

@@ -2,12 +2,14 @@
 
 use super::{drive_of, summary};
 use proto::control::{
-    Attached, HeldReplica, MetaAnswer, MetaRefusal, MetaRequest, SessionKind, VolumeRef, WatchUpdate,
+    Attached, HeldReplica, MetaAnswer, MetaRefusal, MetaRequest, SessionKind, SnapshotFound, VolumeRef,
+    WatchUpdate,
 };
 use proto::limits::NODE_DEAD;
 use proto::{
-    BranchId, ChunkIndex, ConfigNumber, Configuration, DriveId, Epoch, Generation, Geometry, Incarnation,
-    Member, MemberState, NodeId, Place, ProcessNumber, RequestId, Time, VolumeId,
+    BranchId, BranchViews, ChunkIndex, ConfigNumber, Configuration, DriveId, Epoch, Generation, Geometry,
+    Incarnation, KeepList, Level, ListIndex, Member, MemberState, NodeId, Place, ProcessNumber, RequestId,
+    Sealing, Time, VolumeId,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -23,6 +25,9 @@ pub struct Volume {
     pub guests: Vec<(NodeId, Epoch)>,
     pub clean: bool,
     pub appointed: Option<NodeId>,
+    pub views: BranchViews,
+    /// By name; those that are being sealed too.
+    pub snapshots: BTreeMap<String, (Generation, u64)>,
 }
 
 pub struct Metad {
@@ -90,6 +95,8 @@ impl Metad {
             guests: vec![],
             clean: false,
             appointed: None,
+            views: BranchViews::plain(Generation::FIRST),
+            snapshots: BTreeMap::new(),
         };
         self.volumes.insert(branch, volume);
         self.appoint(branch, Some(NodeId(on[0])));
@@ -213,8 +220,10 @@ impl Metad {
             }
             MetaRequest::Kept { drive, branch, index } => self.told(&[], &[(drive, branch, index)]),
             MetaRequest::Deleted { replicas, .. } => self.told(&replicas, &[]),
+            MetaRequest::Views { .. } | MetaRequest::Sealed { .. } | MetaRequest::Snapshot { .. } => {
+                self.of_snapshots(request)
+            }
             MetaRequest::Volumes { .. } => MetaAnswer::Volumes(vec![]),
-            other => panic!("no snapshots in this world: {other:?}"),
         }
     }
     fn told(
@@ -225,6 +234,82 @@ impl Metad {
         self.deleted.extend(deleted);
         self.kept.extend(kept);
         MetaAnswer::Ok
+    }
+    fn of_snapshots(&mut self, request: MetaRequest) -> MetaAnswer {
+        match request {
+            MetaRequest::Views { branch, .. } => self.views(branch),
+            MetaRequest::Sealed { branch, epoch, generation } => {
+                let v = self.volumes.get_mut(&branch).unwrap();
+                if v.epoch == epoch && v.views.sealing.is_some_and(|s| s.generation == generation) {
+                    v.views.sealing = None;
+                    v.views.unsealed = v.views.head;
+                    self.views_changed(branch);
+                }
+                self.views(branch)
+            }
+            MetaRequest::Snapshot { volume, snapshot } => {
+                let found = self.volumes.values().find(|v| v.name == volume);
+                let Some(v) = found else { return MetaAnswer::Refused(MetaRefusal::NoSuchVolume) };
+                match v.snapshots.get(&snapshot).filter(|(g, _)| *g < v.views.open()) {
+                    None => MetaAnswer::Refused(MetaRefusal::NoSuchSnapshot),
+                    Some(&(generation, size)) => MetaAnswer::Snapshot(Box::new(SnapshotFound {
+                        volume: VolumeId(v.branch.0),
+                        geometry: Geometry { size, ..v.geometry },
+                        levels: vec![Level { branch: v.branch, generation, size }],
+                    })),
+                }
+            }
+            other => panic!("of snapshots alone: {other:?}"),
+        }
+    }
+    fn views(&self, branch: BranchId) -> MetaAnswer {
+        let v = &self.volumes[&branch];
+        MetaAnswer::Views { epoch: v.epoch, views: v.views.clone() }
+    }
+    /// A snapshot is asked for; its session is told.
+    pub fn snapshot(&mut self, branch: BranchId, name: &str) {
+        let v = self.volumes.get_mut(&branch).unwrap();
+        assert!(v.views.sealing.is_none());
+        let generation = v.views.head;
+        v.views.sealing = Some(Sealing { generation, group: false });
+        v.views.kept.insert(generation);
+        v.views.head = Generation(generation.0 + 1);
+        v.snapshots.insert(name.to_owned(), (generation, v.geometry.size));
+        self.views_changed(branch);
+    }
+    pub fn is_sealed(&self, branch: BranchId, name: &str) -> bool {
+        let v = &self.volumes[&branch];
+        v.snapshots[name].0 < v.views.open()
+    }
+    pub fn delete_snapshot(&mut self, branch: BranchId, name: &str) {
+        let v = self.volumes.get_mut(&branch).unwrap();
+        let (generation, _) = v.snapshots.remove(name).unwrap();
+        v.views.kept.remove(generation);
+        self.views_changed(branch);
+    }
+    /// Its session and its drives are told.
+    fn views_changed(&mut self, branch: BranchId) {
+        let v = self.volumes.get_mut(&branch).unwrap();
+        v.views.index = ListIndex(v.views.index.0 + 1);
+        let views = v.views.clone();
+        if let Some((node, _, _)) = v.session {
+            self.pending.push((node, WatchUpdate::Views { branch, views: views.clone() }));
+        }
+        let members = v.chunks.iter().flat_map(|c| &c.members);
+        let drives: BTreeSet<(NodeId, DriveId)> = members.map(|m| (m.place.node, m.place.drive)).collect();
+        let list = KeepList {
+            branch,
+            index: views.index,
+            placed: Incarnation(u64::MAX >> 8),
+            open: views.open(),
+            head: views.head,
+            named: true,
+            kept: views.kept.clone(),
+            behind: vec![],
+        };
+        for (node, drive) in drives {
+            self.pending.push((node, WatchUpdate::Keep { drive, lists: vec![list.clone()] }));
+        }
     }
     fn present(&self, branch: BranchId, chunks: &[ChunkIndex]) -> MetaAnswer {
         let v = &self.volumes[&branch];
@@ -281,7 +366,7 @@ impl Metad {
             epoch: v.epoch,
             kind,
             geometry: v.geometry,
-            views: proto::BranchViews::plain(Generation::FIRST),
+            views: v.views.clone(),
             parents: vec![],
             min_in_sync: 2,
             wait_when_degraded: true,
