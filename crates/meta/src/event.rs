@@ -1,11 +1,11 @@
 //! The event log: what an operator may want to know afterwards. A ring of `EVENTS_MAX`, in the state.
 
-use crate::date::show_date;
 use crate::model::DownCause;
 use crate::rows::Key;
 use crate::settings::show_ms;
 use crate::state::MetaState;
 use proto::control::{ChangeCause, SessionKind};
+use proto::date::show_date;
 use proto::{BranchId, DriveId, Epoch, NodeId};
 use serde::{Deserialize, Serialize};
 use std::fmt;

@@ -14,7 +14,6 @@ pub mod answer;
 pub mod bugs;
 pub mod chunks;
 pub mod command;
-pub mod date;
 mod dedup;
 pub mod event;
 mod garbage;

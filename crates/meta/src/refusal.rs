@@ -1,7 +1,7 @@
 //! Why an operator's order is refused: what, which object, why, and what to do next.
 
-use crate::date::show_date;
 use crate::name::NameFault;
+use proto::date::show_date;
 use proto::{ClusterId, DriveId, Epoch, NodeId};
 use serde::{Deserialize, Serialize};
 

@@ -7,6 +7,7 @@
 pub mod collections;
 pub mod configuration;
 pub mod control;
+pub mod date;
 pub mod deframer;
 pub mod frame;
 pub mod generations;

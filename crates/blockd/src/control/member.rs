@@ -131,6 +131,9 @@ impl Member {
 
     /// Follows the leader's watch for ever.
     pub async fn keep_watching(self: Arc<Self>) {
+        // Not before metad has taken this node: of another version it would not be understood.
+        let mut registered = self.registered.subscribe();
+        let _ = registered.wait_for(Option::is_some).await;
         loop {
             let request = WatchRequest { node: self.node.0, process: self.process.0 };
             match self.metad.watch(request).await {

@@ -50,6 +50,9 @@ pub enum Noun {
     /// Volumes.
     #[command(subcommand)]
     Volume(VolumeVerb),
+    /// Snapshots of volumes.
+    #[command(subcommand)]
+    Snapshot(SnapshotVerb),
     /// What happened.
     Events {
         /// Only those after this number.
@@ -252,6 +255,9 @@ pub enum VolumeVerb {
         /// Although a guest is attached; the reason is logged.
         #[arg(long, value_name = "REASON")]
         force: Option<String>,
+        /// And all of its snapshots; those that are protected keep it.
+        #[arg(long)]
+        with_snapshots: bool,
     },
     /// Read all in-sync replicas again from their media and compare them.
     Verify {
@@ -263,6 +269,105 @@ pub enum VolumeVerb {
         #[arg(long, default_value = "/run/blockd/admin.sock")]
         socket: PathBuf,
     },
+}
+
+#[derive(Subcommand, Debug)]
+#[command(infer_subcommands = true)]
+pub enum SnapshotVerb {
+    /// Keep volumes as they are now; returns when all that was written before is in it, and flushed.
+    Create {
+        #[arg(required = true, value_name = "VOL@NAME", value_parser = snapshot_name)]
+        names: Vec<SnapshotName>,
+        /// Of several volumes, all at one moment, or none.
+        #[arg(long)]
+        group: bool,
+        #[arg(long, value_name = "KEY=VALUE", value_parser = pair)]
+        label: Vec<(String, String)>,
+        /// Not to be deleted before: 2026-12-31, 2026-12-31T18:00 (UTC), or 30d from now.
+        #[arg(long, value_name = "DATE", value_parser = moment)]
+        protect_until: Option<Moment>,
+    },
+    /// Of one volume, or all.
+    #[command(visible_alias = "ls")]
+    List { volume: Option<String> },
+    Show {
+        #[arg(value_name = "VOL@NAME", value_parser = snapshot_name)]
+        name: SnapshotName,
+    },
+    Rename {
+        #[arg(value_name = "VOL@NAME", value_parser = snapshot_name)]
+        name: SnapshotName,
+        /// The name alone.
+        to: String,
+    },
+    #[command(visible_alias = "rm")]
+    Delete {
+        #[arg(required = true, value_name = "VOL@NAME", value_parser = snapshot_name)]
+        names: Vec<SnapshotName>,
+    },
+    /// Not to be deleted before a date.
+    Protect {
+        #[arg(value_name = "VOL@NAME", value_parser = snapshot_name)]
+        name: SnapshotName,
+        /// 2026-12-31, 2026-12-31T18:00 (UTC), 30d from now, or none.
+        #[arg(long, value_name = "DATE", value_parser = moment)]
+        until: Moment,
+        /// Earlier than before; the reason is logged.
+        #[arg(long, value_name = "REASON")]
+        force: Option<String>,
+    },
+    /// Set labels (KEY=VALUE) and remove them (KEY-).
+    Label {
+        #[arg(value_name = "VOL@NAME", value_parser = snapshot_name)]
+        name: SnapshotName,
+        #[arg(required = true, value_name = "KEY=VALUE|KEY-")]
+        labels: Vec<String>,
+    },
+}
+
+/// `volume@snapshot`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SnapshotName {
+    pub volume: String,
+    pub snapshot: String,
+}
+impl std::fmt::Display for SnapshotName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}@{}", self.volume, self.snapshot)
+    }
+}
+
+fn snapshot_name(text: &str) -> Result<SnapshotName, String> {
+    let parts = text.split_once('@').filter(|(v, s)| !v.is_empty() && !s.is_empty());
+    let (volume, snapshot) = parts.ok_or("write VOLUME@SNAPSHOT")?;
+    Ok(SnapshotName { volume: volume.into(), snapshot: snapshot.into() })
+}
+
+/// As it is typed: a date, so long from now, or never.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Moment {
+    None,
+    /// Unix ms.
+    At(u64),
+    /// Ms.
+    In(u64),
+}
+
+fn moment(text: &str) -> Result<Moment, String> {
+    const UNITS: [(char, u64); 5] = [('s', 1), ('m', 60), ('h', 3_600), ('d', 86_400), ('w', 7 * 86_400)];
+    if text == "none" {
+        return Ok(Moment::None);
+    }
+    if let Some(ms) = proto::date::parse_date(text) {
+        return Ok(Moment::At(ms));
+    }
+    let span = UNITS.iter().find_map(|(letter, secs)| {
+        let n: u64 = text.strip_suffix(*letter)?.parse().ok()?;
+        n.checked_mul(secs * 1000)
+    });
+    // Far enough, and far from where numbers end.
+    let span = span.filter(|ms| *ms <= 1000 * 366 * 86_400_000);
+    span.map(Moment::In).ok_or_else(|| "write 2026-12-31, 2026-12-31T18:00 (UTC), 30d or none".to_owned())
 }
 
 /// Up to a year: far enough, and far from where clocks end.
@@ -381,6 +486,11 @@ mod tests {
             "blockctl dev kill metad-leader --signal stop",
             "blockctl load nbd+unix:///v?socket=/s --log /l --reconnect --secs 3",
             "blockctl cluster token",
+            "blockctl snapshot create a@1 b@1 --group --label app=db --protect-until 2026-12-31",
+            "blockctl snap ls",
+            "blockctl snapshot protect a@1 --until 30d --force mistyped",
+            "blockctl snapshot protect a@1 --until none",
+            "blockctl snapshot label a@1 app=db old-",
             "blockctl cluster init --metad 2=10.0.0.2:7400 --metad 3=[::1]:7400",
             "blockctl load check nbd+unix:///v?socket=/s /l",
         ] {
@@ -392,6 +502,11 @@ mod tests {
             "blockctl load nbd+unix:///v?socket=/s",
             "blockctl --dir /x --endpoint a:1 volume ls",
             "blockctl c",
+            "blockctl snapshot create",
+            "blockctl snapshot create a",
+            "blockctl snapshot show @a",
+            "blockctl snapshot protect a@1 --until 2026-02-30",
+            "blockctl snapshot protect a@1 --until 99999999999999d",
             "blockctl cluster init --metad 2=10.0.0.2",
             "blockctl cluster init --metad 0=10.0.0.2:7400",
             "blockctl cluster init --metad 2=10.0.0.2:74000",

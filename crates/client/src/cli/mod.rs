@@ -10,6 +10,7 @@ mod load;
 mod node;
 pub mod output;
 pub mod size;
+mod snapshot;
 mod volume;
 
 use args::{Cli, Noun};
@@ -74,6 +75,7 @@ async fn ask(context: &Context, noun: Noun) -> Result<Output, CliError> {
         Noun::Node(verb) => node::run(context, verb).await,
         Noun::Drive(verb) => node::run_drive(context, verb).await,
         Noun::Volume(verb) => volume::run(context, verb).await,
+        Noun::Snapshot(verb) => snapshot::run(context, verb).await,
         Noun::Events { after, limit } => cluster::events(context, after, limit).await,
         Noun::Dev(verb) => dev::run(context, verb).await,
         Noun::Load(_) | Noun::Explain { .. } | Noun::Completion { .. } => {

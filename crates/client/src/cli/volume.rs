@@ -52,13 +52,15 @@ pub async fn run(context: &Context, verb: VolumeVerb) -> Result<Output, CliError
                 .await?;
             Ok(done("volume.resize/1", format!("volume {name} has {}", bytes(size.bytes))))
         }
-        VolumeVerb::Delete { name, force } => {
-            let what = format!("delete volume {name} and all its data");
+        VolumeVerb::Delete { name, force, with_snapshots } => {
+            let and = if with_snapshots { " and all its snapshots" } else { "" };
+            let what = format!("delete volume {name}{and} and all its data");
             if let Some(o) = context.confirm(&what, &name)? {
                 return Ok(o);
             }
             let force = force.unwrap_or_default();
-            let r = v1::DeleteVolumeRequest { name: name.clone(), force, request: request_id()? };
+            let r =
+                v1::DeleteVolumeRequest { name: name.clone(), force, request: request_id()?, with_snapshots };
             context
                 .control()?
                 .call(|mut c| {
@@ -255,7 +257,17 @@ fn volume_text(v: &v1::Volume, resync: &v1::ResyncProgress) -> String {
     let shares: Vec<String> =
         v.shares.iter().map(|s| format!("n{}:{:016x} ({})", s.node, s.drive, s.chunks)).collect();
     let _ = writeln!(text, "replicas  {}", shares.join(" "));
+    if !v.snapshots.is_empty() {
+        let _ = writeln!(text, "snapshots {}", snapshot_names(&v.snapshots));
+    }
     text
+}
+
+/// Their number, and the newest few.
+fn snapshot_names(all: &[String]) -> String {
+    const SHOWN: usize = 8;
+    let newest = all[all.len().saturating_sub(SHOWN)..].join(" ");
+    if all.len() <= SHOWN { newest } else { format!("{}, the newest: {newest}", all.len()) }
 }
 
 fn volume_json(v: &v1::Volume, resync: &v1::ResyncProgress, chunks: &[v1::Chunk]) -> Value {
@@ -294,7 +306,7 @@ fn volume_json(v: &v1::Volume, resync: &v1::ResyncProgress, chunks: &[v1::Chunk]
             "left_bytes": resync.left_bytes, "moved_bytes": resync.moved_bytes, "rate": resync.rate,
             "left_seconds": time_left(resync),
         },
-        "shares": v.shares.iter().map(share).collect::<Vec<_>>(),
+        "shares": v.shares.iter().map(share).collect::<Vec<_>>(), "snapshots": v.snapshots,
         "chunks": chunks.iter().map(chunk).collect::<Vec<_>>(),
     })
 }

@@ -4,6 +4,7 @@ use super::convert::{self, request_id};
 use super::lead::Lead;
 use super::members::Members;
 use super::node::gone;
+use super::snapshots;
 use crate::core::{Core, wall_ms};
 use crate::random;
 use api::v1::cluster_service_server::ClusterService;
@@ -76,6 +77,16 @@ impl ClusterRpc {
             AdminAnswer::Settings(all) => {
                 let settings = all.into_iter().map(|(key, value)| v1::Setting { key, value }).collect();
                 Ok(Response::new(v1::Settings { settings }))
+            }
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn snapshots(&self, id: &[u8], request: AdminRequest) -> Answer<v1::Snapshots> {
+        match self.ask(id, request).await? {
+            AdminAnswer::Snapshots(all) => {
+                let snapshots = all.into_iter().map(snapshots::snapshot).collect();
+                Ok(Response::new(v1::Snapshots { snapshots }))
             }
             other => Err(unexpected(&other)),
         }
@@ -311,7 +322,11 @@ impl ClusterService for ClusterRpc {
     async fn delete_volume(&self, request: Request<v1::DeleteVolumeRequest>) -> Answer<Done> {
         let r = request.into_inner();
         let force = (!r.force.is_empty()).then_some(r.force);
-        self.done(&r.request, AdminRequest::VolumeDelete { name: r.name, force, with_snapshots: false }).await
+        self.done(
+            &r.request,
+            AdminRequest::VolumeDelete { name: r.name, force, with_snapshots: r.with_snapshots },
+        )
+        .await
     }
 
     async fn verify_volume(&self, request: Request<v1::VerifyVolumeRequest>) -> Answer<v1::VolumeVerifying> {
@@ -322,6 +337,52 @@ impl ClusterService for ClusterRpc {
             AdminAnswer::Verifying { node } => Ok(Response::new(v1::VolumeVerifying { node: node.0 })),
             other => Err(unexpected(&other)),
         }
+    }
+
+    async fn create_snapshots(&self, request: Request<v1::CreateSnapshotsRequest>) -> Answer<v1::Snapshots> {
+        let r = request.into_inner();
+        let id = r.request.clone();
+        self.snapshots(&id, snapshots::create(r)?).await
+    }
+
+    async fn list_snapshots(&self, request: Request<v1::ListSnapshotsRequest>) -> Answer<v1::Snapshots> {
+        let volume = Some(request.into_inner().volume).filter(|v| !v.is_empty());
+        self.snapshots(&[], AdminRequest::SnapshotList { volume }).await
+    }
+
+    async fn show_snapshot(&self, request: Request<v1::ShowSnapshotRequest>) -> Answer<v1::Snapshot> {
+        let name = snapshots::name(request.into_inner().name)?;
+        let mut found = self.snapshots(&[], AdminRequest::SnapshotShow { name }).await?.into_inner();
+        found
+            .snapshots
+            .pop()
+            .map(Response::new)
+            .ok_or_else(|| Status::internal("an answer without a snapshot"))
+    }
+
+    async fn rename_snapshot(&self, request: Request<v1::RenameSnapshotRequest>) -> Answer<Done> {
+        let r = request.into_inner();
+        let name = snapshots::name(r.name)?;
+        self.done(&r.request, AdminRequest::SnapshotRename { name, to: r.to }).await
+    }
+
+    async fn delete_snapshot(&self, request: Request<v1::DeleteSnapshotRequest>) -> Answer<Done> {
+        let r = request.into_inner();
+        self.done(&r.request, AdminRequest::SnapshotDelete { name: snapshots::name(r.name)? }).await
+    }
+
+    async fn protect_snapshot(&self, request: Request<v1::ProtectSnapshotRequest>) -> Answer<Done> {
+        let r = request.into_inner();
+        let force = (!r.force.is_empty()).then_some(r.force);
+        let name = snapshots::name(r.name)?;
+        self.done(&r.request, AdminRequest::SnapshotProtect { name, until_ms: r.until_ms, force }).await
+    }
+
+    async fn label_snapshot(&self, request: Request<v1::LabelSnapshotRequest>) -> Answer<Done> {
+        let r = request.into_inner();
+        let (set, remove) = (snapshots::labels(r.set), r.remove.into_iter().collect());
+        let name = snapshots::name(r.name)?;
+        self.done(&r.request, AdminRequest::SnapshotLabel { name, set, remove }).await
     }
 }
 

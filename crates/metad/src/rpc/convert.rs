@@ -183,6 +183,7 @@ pub fn volume(v: VolumeView) -> v1::Volume {
             .into_iter()
             .map(|(node, drive, chunks)| v1::Share { node: node.0, drive: drive.0, chunks })
             .collect(),
+        snapshots: v.snapshots,
     }
 }
 

@@ -7,3 +7,4 @@ pub mod members;
 pub mod node;
 pub mod quorum;
 pub mod raft;
+mod snapshots;
