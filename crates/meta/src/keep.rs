@@ -71,6 +71,9 @@ impl MetaState {
             let m = c.member(drive).filter(|m| !m.in_sync())?;
             Some((chunk, m.place.incarnation))
         };
+        // What was let go may still be there: to a reader with old places it must not look whole.
+        let pages = self.garbage.range((drive, branch, 0)..=(drive, branch, u32::MAX));
+        let let_go = pages.flat_map(|(_, page)| page.iter().copied());
         Some(KeepList {
             branch,
             index: self.list_index(),
@@ -79,7 +82,7 @@ impl MetaState {
             head: row.generation,
             named: self.is_named(branch),
             kept: self.kept(branch),
-            behind: self.chunks.get(&branch)?.iter_unwell().filter_map(behind).collect(),
+            behind: self.chunks.get(&branch)?.iter_unwell().filter_map(behind).chain(let_go).collect(),
         })
     }
 
