@@ -316,7 +316,8 @@ pub enum WatchUpdate {
     Fenced { branch: BranchId, epoch: Epoch },
     /// Replicas to erase on a drive of this node, as of this log index.
     Delete { drive: DriveId, replicas: Vec<HeldReplica>, index: LogIndex },
-    /// The branch's generations changed: a seal was asked for, confirmed or called off, or a snapshot is gone.
+    /// The branch's generations changed: a seal was asked for, confirmed or called off, or a snapshot is gone. The
+    /// session asks (decision 0013).
     Views { branch: BranchId, views: BranchViews },
     /// Keep-lists for a drive of this node. Told again until `Kept` says that each is on the drive.
     Keep { drive: DriveId, lists: Vec<KeepList> },

@@ -31,8 +31,8 @@ pub struct Sealing {
     pub group: bool,
 }
 
-/// What the session of a branch knows of its generations. Committed state: to act on it is safe however late it
-/// comes, since the head never falls, and only what is newer is taken.
+/// What the session of a branch knows of its generations. Committed state, and the head never falls: only what is
+/// newer is taken. A session acts on it only as an answer under its own epoch (decision 0013).
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct BranchViews {
     pub index: ListIndex,

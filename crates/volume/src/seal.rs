@@ -2,7 +2,7 @@
 //!
 //! Acted upon is only what metad *answered* to this session's epoch: a watch says where to look. An older session that
 //! acted on a seal asked for after its successor had attached would write a generation that the successor does not
-//! know of.
+//! know of (decision 0013).
 //! Invariants: nothing of a drained generation is in flight; while writes are held none is sent. A single volume's
 //! writes are never held longer than `PAUSE`: then they go on in the old generation, and it is tried again. Those of
 //! a group are held until Raft says that all are drained, or that it is called off.
