@@ -45,6 +45,9 @@ counted! {
         ForcedAttach = "attach by force",
         CleanMove = "clean move to another node",
         Takeover = "taken over while cut off or stopped",
+        KeepListLate = "keep-list late",
+        KeepListLost = "keep-list lost",
+        KeepListDoubled = "keep-list told twice",
     }
 }
 
@@ -62,6 +65,9 @@ counted! {
         Invariant = "INVARIANT",
         Min = "MIN",
         Evidence = "EVIDENCE",
+        Cut = "CUT",
+        Views = "VIEWS",
+        Kept = "KEPT",
     }
 }
 
@@ -79,12 +85,22 @@ counted! {
     }
 }
 
+counted! {
+    /// What the operator asked for.
+    Operator {
+        Snapshot = "snapshots",
+        Group = "snapshots of a group",
+        Delete = "deletions of snapshots",
+    }
+}
+
 /// Counts of one seed, or of a whole run.
 #[derive(Clone, Debug)]
 pub struct Counts {
     faults: Vec<u64>,
     properties: Vec<u64>,
     guests: Vec<u64>,
+    operator: Vec<u64>,
 }
 
 impl Default for Counts {
@@ -93,6 +109,7 @@ impl Default for Counts {
             faults: vec![0; Fault::ALL.len()],
             properties: vec![0; Property::ALL.len()],
             guests: vec![0; Guest::ALL.len()],
+            operator: vec![0; Operator::ALL.len()],
         }
     }
 }
@@ -106,6 +123,9 @@ impl Counts {
     }
     pub fn guest(&mut self, g: Guest) {
         self.guests[g as usize] += 1;
+    }
+    pub fn operator(&mut self, o: Operator) {
+        self.operator[o as usize] += 1;
     }
     #[must_use]
     pub fn faults_done(&self) -> u64 {
@@ -128,6 +148,7 @@ impl Counts {
             (&mut self.faults, &o.faults),
             (&mut self.properties, &o.properties),
             (&mut self.guests, &o.guests),
+            (&mut self.operator, &o.operator),
         ];
         for (mine, theirs) in pairs {
             for (m, t) in mine.iter_mut().zip(theirs) {
@@ -141,7 +162,8 @@ impl Counts {
         let f = Fault::ALL.iter().filter(|f| self.faults[**f as usize] == 0).map(|f| f.name());
         let p = Property::ALL.iter().filter(|p| self.properties[**p as usize] == 0).map(|p| p.name());
         let g = Guest::ALL.iter().filter(|g| self.guests[**g as usize] == 0).map(|g| g.name());
-        f.chain(p).chain(g).collect()
+        let o = Operator::ALL.iter().filter(|o| self.operator[**o as usize] == 0).map(|o| o.name());
+        f.chain(p).chain(g).chain(o).collect()
     }
     pub fn lines(&self) -> Vec<String> {
         let mut out = vec![];
@@ -152,6 +174,7 @@ impl Counts {
         part("faults", Fault::ALL.iter().map(|f| (f.name(), self.faults[*f as usize])).collect());
         part("checks", Property::ALL.iter().map(|p| (p.name(), self.properties[*p as usize])).collect());
         part("guests", Guest::ALL.iter().map(|g| (g.name(), self.guests[*g as usize])).collect());
+        part("operator", Operator::ALL.iter().map(|o| (o.name(), self.operator[*o as usize])).collect());
         out
     }
 }

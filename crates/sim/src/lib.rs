@@ -18,6 +18,7 @@ mod layout;
 mod making;
 mod metad;
 mod net;
+mod operator;
 mod process;
 mod properties;
 mod queue;

@@ -78,6 +78,9 @@ impl World {
                 self.put(Span(1), Due::Attach { volume, host: None, force: false });
                 self.put(Span::millis(1), Due::Guest { volume });
             }
+            if self.swarm.snapshots > 0 {
+                self.put(Span::millis(20), Due::Operator);
+            }
             for _ in 0..self.swarm.fault_count {
                 let after = Span(self.rng.below(self.swarm.span.0));
                 self.put(after, Due::Fault);

@@ -171,6 +171,15 @@ impl Metad {
     pub fn check(&self) {
         self.state.check();
     }
+    #[must_use]
+    pub fn leads(&self) -> bool {
+        self.leader
+    }
+    /// A keep-list that a drive has not said yes to.
+    #[must_use]
+    pub fn owed(&self) -> Option<String> {
+        self.state.owed().next().map(|o| format!("{o:?}"))
+    }
 
     fn delay(&mut self) -> Span {
         let slow = if self.slow.0 == 0 { 0 } else { self.rng.within(self.slow.0 / 4, self.slow.0) };
@@ -347,6 +356,7 @@ impl World {
             self.check_aba(&format!("{:?}", command.op), &changed);
         }
         self.configurations_changed();
+        self.snapshots_changed();
         if term == self.metad.term
             && let Some(proposal) = proposal
         {
@@ -433,7 +443,33 @@ impl World {
         let at = (now + after).max(s.last);
         s.last = at;
         let (life, stream) = (s.life, s.number);
+        if let WatchUpdate::Keep { .. } = &update
+            && self.keep_list_strays(host, life, at, &update)
+        {
+            return;
+        }
         self.queue.put(at, Due::Metad(MetadDue::Push { host, life, stream, update }));
+    }
+
+    /// Keep-lists are ordered by their own index alone: here they come late, twice or never, past any stream's end.
+    fn keep_list_strays(&mut self, host: HostIndex, life: u64, at: Time, update: &WatchUpdate) -> bool {
+        if self.phase != crate::world::Phase::Faults {
+            return false;
+        }
+        let how = self.metad.rng.below(1000);
+        if how < 100 {
+            self.counts.fault(Fault::KeepListLost);
+            return true;
+        }
+        if how >= 350 {
+            return false;
+        }
+        let fault = if how < 250 { Fault::KeepListLate } else { Fault::KeepListDoubled };
+        self.counts.fault(fault);
+        let later = self.metad.rng.pick(&[20_000_000, 400_000_000, 3_000_000_000, 12_000_000_000]);
+        let input = Input::Event(Event::Watch(update.clone()));
+        self.queue.put(at + Span(later), Due::Input { host, life, input });
+        fault == Fault::KeepListLate
     }
 
     // Faults.
@@ -534,5 +570,12 @@ impl World {
 
 /// Tables whose change by a repeated command would be a second effect.
 fn matters(table: meta::Table) -> bool {
-    matches!(table, meta::Table::Drives | meta::Table::Volumes | meta::Table::Branches | meta::Table::Chunks)
+    matches!(
+        table,
+        meta::Table::Drives
+            | meta::Table::Volumes
+            | meta::Table::Branches
+            | meta::Table::Chunks
+            | meta::Table::Snapshots
+    )
 }

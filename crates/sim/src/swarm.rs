@@ -45,6 +45,10 @@ pub struct Swarm {
     pub down_out: Option<Span>,
     /// A process that starts is handed its drives up to so much later: peers and sessions are there before them.
     pub late_drives: Span,
+    /// How often the operator turns to snapshots; 0: never. Of a thousand: a group. And how many are kept at most.
+    pub snapshots: u64,
+    pub groups: u64,
+    pub snapshots_kept: usize,
 }
 
 /// Faults that a seed draws; the others of the table happen along with these.
@@ -85,6 +89,9 @@ impl Swarm {
         // A draw of its own: it moves none of the others.
         let no_hole = Rng::new(!seed).pick(&[0, 0, 0, 500]);
         volumes.iter_mut().for_each(|(_, taste)| taste.no_hole = no_hole);
+        // ... nor do these.
+        let mut own = Rng::new(seed ^ 0x5a17);
+        let snapshots = own.pick(&[0, 4, 12, 12, 40]);
         let tight = rng.permille(50);
         let drifting = rng.permille(700);
         let drift = |r: &mut Rng| i64::try_from(r.below(4001)).expect("small") - 2000;
@@ -111,6 +118,9 @@ impl Swarm {
             journal: rng.pick(&[1 << 19, 1 << 20, 2 << 20, 8 << 20]),
             down_out: rng.permille(300).then(|| Span::secs(rng.within(5, 12))),
             late_drives: Span::millis(rng.pick(&[0, 0, 20, 400, 6000])),
+            snapshots,
+            groups: own.pick(&[0, 200, 500]),
+            snapshots_kept: own.pick(&[2, 4, 8]),
         }
     }
 }

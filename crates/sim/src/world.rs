@@ -12,6 +12,7 @@ use crate::guest::Volume;
 use crate::host::{Clock, End, Host, Input};
 use crate::metad::{Metad, MetadDue};
 use crate::net::{ConnId, HostIndex, Net, Transit};
+use crate::operator::Snapshots;
 use crate::properties::Watchers;
 use crate::queue::Queue;
 use crate::rng::Rng;
@@ -74,6 +75,8 @@ pub enum Due {
         client: u32,
     },
     Metad(MetadDue),
+    /// The operator's next command.
+    Operator,
     Fault,
     /// A session has just begun to serve: something strikes again.
     Aftershock {
@@ -129,6 +132,7 @@ pub struct World {
     pub judge: Judge,
     pub atlas: Atlas,
     pub watchers: Watchers,
+    pub snapshots: Snapshots,
     pub counts: Counts,
     pub trace: Trace,
     pub phase: Phase,
@@ -164,6 +168,7 @@ impl World {
             judge: Judge::default(),
             atlas: Atlas::default(),
             watchers: Watchers::default(),
+            snapshots: Snapshots::default(),
             counts: Counts::default(),
             trace: Trace::new(print),
             phase: Phase::Making,
@@ -212,6 +217,7 @@ impl World {
             let property = match v.rule {
                 oracle::Rule::Linearizable | oracle::Rule::Torn => "LIN",
                 oracle::Rule::Flush => "FLUSH",
+                oracle::Rule::Cut => "CUT",
                 oracle::Rule::Error => "EIO",
                 oracle::Rule::Log => "LOG",
             };
@@ -236,6 +242,7 @@ impl World {
             Due::Attach { volume, host, force } => self.guest_attach(volume, host, force),
             Due::Retire { volume, client } => self.guest_retires(volume, client),
             Due::Metad(due) => self.metad_due(due),
+            Due::Operator => self.operator_turn(),
             Due::Fault => self.fault_due(),
             Due::Aftershock { host } => self.aftershock(host),
             Due::Break { conn, hears } => self.connection_breaks(conn, hears),

@@ -11,7 +11,7 @@ const STEP: u64 = 32;
 
 impl World {
     /// What is not at rest yet, in words; none: everything is.
-    fn unrest(&self) -> Option<String> {
+    fn unrest(&mut self) -> Option<String> {
         for v in &self.volumes {
             let branch = self.metad.branch(&v.name)?;
             match v.present() {
@@ -35,6 +35,9 @@ impl World {
                 }
             }
         }
+        if let Some(why) = self.views_unrest() {
+            return Some(why);
+        }
         if !self.asked_all() {
             return Some("not everything has been asked yet".into());
         }
@@ -52,6 +55,7 @@ impl World {
     }
 
     fn read_everything(&mut self) {
+        self.check_all_views();
         self.phase = Phase::Reading { until: self.now + Span::secs(60) };
         for v in 0..self.volumes.len() {
             let open = self.volumes[v].clients.iter().rposition(|c| c.state == ClientState::Open && !c.old);

@@ -5,6 +5,7 @@
 
 mod aba;
 mod ackset;
+mod cut;
 mod evidence;
 mod invariant;
 mod live;
@@ -13,6 +14,7 @@ mod one;
 mod rewritten;
 mod same;
 pub mod truth;
+mod views;
 mod wal;
 
 use crate::layout::whole_blocks_of;
@@ -42,12 +44,14 @@ pub struct Watchers {
     pub evidence: evidence::Evidence,
     pub ackset: ackset::AckSet,
     pub wal: Wal,
+    pub cuts: cut::Cuts,
 }
 
 impl Watchers {
     pub fn asked(&mut self, now: Time, volume: usize, client: u32, request: &GuestRequest) {
         let a = Asked { at: now, client, op: request.op.clone() };
         self.ackset.asked(volume, request);
+        self.cuts.asked(volume, request);
         self.asked.insert((volume, request.ticket), a);
         self.times.insert((volume, request.ticket), (now, None));
     }
@@ -105,6 +109,7 @@ impl World {
         }
         self.check_invariant();
         self.check_same();
+        self.check_some_views();
         match self.phase {
             Phase::Rest { until } => self.check_rest(until),
             Phase::Reading { until } => self.check_reading(until),

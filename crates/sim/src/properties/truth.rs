@@ -30,7 +30,7 @@ impl Block {
 }
 
 impl World {
-    fn store(&self, host: HostIndex, drive: DriveId) -> Option<&store::Store> {
+    pub(super) fn store(&self, host: HostIndex, drive: DriveId) -> Option<&store::Store> {
         self.hosts[host].node.as_ref()?.stores().find(|s| s.0 == drive).map(|s| s.1)
     }
     #[must_use]
@@ -77,6 +77,19 @@ impl World {
     #[must_use]
     pub fn held(&self, place: Place, branch: BranchId, chunk: ChunkIndex, block: u32) -> Option<Block> {
         let seen = self.store(index_of(place.node), place.drive)?.block(branch, chunk, block, View::Head)?;
+        Some(Block::of(seen.0))
+    }
+    /// ... and in another view.
+    #[must_use]
+    pub fn held_in(
+        &self,
+        place: Place,
+        branch: BranchId,
+        chunk: ChunkIndex,
+        block: u32,
+        view: View,
+    ) -> Option<Block> {
+        let seen = self.store(index_of(place.node), place.drive)?.block(branch, chunk, block, view)?;
         Some(Block::of(seen.0))
     }
     #[must_use]
