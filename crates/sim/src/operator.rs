@@ -6,6 +6,7 @@
 use crate::counts::Operator as Did;
 use crate::world::{Due, Phase, World};
 use meta::AdminRequest;
+use meta::admin::{SnapshotName, SnapshotOrder};
 use oracle::{Entry, SnapshotNumber};
 use proto::{BranchId, Generation, Span};
 use std::collections::BTreeMap;
@@ -50,7 +51,7 @@ impl World {
                 name: s.name.clone(),
                 branch: *branch,
                 generation: *generation,
-                sealed: s.is_sealed(),
+                sealed: s.state == meta::SnapshotState::Sealed,
             })
         };
         (0..self.volumes.len()).flat_map(of).collect()
@@ -90,19 +91,20 @@ impl World {
         self.counts.operator(if group { Did::Group } else { Did::Snapshot });
         s.asked.insert(name.clone(), Snapshot { number, volumes: volumes.clone(), judged: false });
         self.tell(Entry::SnapshotAsked { snapshot: number });
-        let items = volumes.iter().map(|v| (self.volumes[*v].name.clone(), name.clone())).collect();
-        self.operator_asks(AdminRequest::SnapshotCreate {
-            items,
-            group: group.then(|| name.clone()),
-            labels: BTreeMap::new(),
-            protect_until_ms: None,
-        });
+        let order = |v: &usize| SnapshotOrder {
+            name: SnapshotName { volume: self.volumes[*v].name.clone(), snapshot: name.clone() },
+            id: u128::from(number.0) << 32 | *v as u128,
+        };
+        let items = volumes.iter().map(order).collect();
+        let labels = BTreeMap::new();
+        self.operator_asks(AdminRequest::SnapshotCreate { items, labels, protect_until_ms: 0 });
     }
 
     fn delete_snapshot(&mut self, row: &Row) {
         self.counts.operator(Did::Delete);
         let volume = self.volumes[row.volume].name.clone();
-        self.operator_asks(AdminRequest::SnapshotDelete { volume, name: row.name.clone() });
+        let name = SnapshotName { volume, snapshot: row.name.clone() };
+        self.operator_asks(AdminRequest::SnapshotDelete { name });
     }
 
     /// The operator's command reaches a leader, or nobody.

@@ -219,7 +219,7 @@ impl Store {
     }
 
     /// The homes of an extent that the list judges and of which no view sees a block.
-    fn unseen(&self, replica: u32, extent: u32) -> Vec<Px> {
+    pub(crate) fn unseen(&self, replica: u32, extent: u32) -> Vec<Px> {
         let disk = self.disk();
         let (bugs, b) = (self.bugs(), disk.records.branch_of(replica));
         let list = b.record.list;

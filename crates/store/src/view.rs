@@ -203,6 +203,14 @@ impl Store {
             .flat_map(|(e, px)| d.chain(px).into_iter().map(move |px| (e, d.table.get(px).generation)))
             .collect()
     }
+    /// Physical extents of a replica that no view sees and that are not freed yet.
+    #[must_use]
+    pub fn unseen_extents(&self, branch: BranchId, chunk: ChunkIndex) -> usize {
+        let Some(d) = &self.disk else { return 0 };
+        let Some(n) = d.records.replica_number(branch, chunk) else { return 0 };
+        let homes = d.records.replica(n).index.range(0, u32::MAX);
+        homes.map(|(extent, _)| self.unseen(n, extent).len()).sum()
+    }
     /// Number of the resync attempt whose target a replica is.
     #[must_use]
     pub fn attempt(&self, branch: BranchId, chunk: ChunkIndex) -> Option<u64> {

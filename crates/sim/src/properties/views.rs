@@ -55,7 +55,7 @@ impl World {
     /// The replica would answer a reader of this view.
     fn shows(&self, place: Place, branch: BranchId, chunk: ChunkIndex, generation: Generation) -> bool {
         self.store(index_of(place.node), place.drive).is_some_and(|s| {
-            s.shows(branch, chunk, generation)
+            s.serves(branch, chunk, generation)
                 && s.replica(branch, chunk).is_some_and(|r| r.0 == place.incarnation)
         })
     }
@@ -91,7 +91,7 @@ impl World {
         for h in &self.hosts {
             for (drive, store) in h.node.iter().flat_map(|n| n.stores()) {
                 for r in store.replicas() {
-                    let unseen = store.unseen(r.branch, r.chunk);
+                    let unseen = store.unseen_extents(r.branch, r.chunk);
                     if unseen > 0 {
                         return Some(format!(
                             "{drive}: {unseen} extents of {} {} are seen by no view",
