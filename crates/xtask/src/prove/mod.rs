@@ -3,6 +3,7 @@
 mod clean;
 mod measured;
 mod simulated;
+mod snapshots;
 mod survives;
 
 use anyhow::{Result, bail};
@@ -50,6 +51,16 @@ const ENTRIES: &[Entry] = &[
         show: measured::speed,
     },
     Entry { name: "spine-10", claim: "an idle cluster uses less than 3 % of one core", show: measured::idle },
+    Entry {
+        name: "snap-3",
+        claim: "1,000 snapshots, deleted in random order under I/O: the space is what the model says",
+        show: snapshots::thousand,
+    },
+    Entry {
+        name: "snap-4",
+        claim: "a snapshot equals a copy taken at that time, through rewriting and the loss of a node",
+        show: snapshots::compare,
+    },
 ];
 
 pub fn run(names: &[&str]) -> Result<()> {

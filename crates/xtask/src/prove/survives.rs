@@ -10,20 +10,20 @@ use std::time::{Duration, Instant};
 
 const DRIVE: &str = "2GiB";
 
-fn cluster(settings: &[&str]) -> Result<Cluster> {
+pub fn cluster(settings: &[&str]) -> Result<Cluster> {
     Cluster::up(&build::daemons(Profile::Release)?, 7, DRIVE, settings)
 }
 
-fn volume(c: &Cluster, name: &str, size: &str) -> Result<()> {
+pub fn volume(c: &Cluster, name: &str, size: &str) -> Result<()> {
     c.ctl(&["volume", "create", name, "--size", size])?;
     c.wait(name, "healthy", 60)
 }
 
-fn path(c: &Cluster, name: &str) -> Result<String> {
+pub fn path(c: &Cluster, name: &str) -> Result<String> {
     Ok(c.dir.join(name).to_str().context("temporary folder's name is not UTF-8")?.to_owned())
 }
 
-fn sleep(secs: u64) {
+pub fn sleep(secs: u64) {
     std::thread::sleep(Duration::from_secs(secs));
 }
 
