@@ -48,6 +48,11 @@ bugs! {
     "pull_over_newer" store.pull_over_newer "a pull overwrites what was written since the attempt began";
     "skip_epoch_check" store.skip_epoch_check "drop the epoch check";
     "forget_discards" store.forget_discards "leave a discard in flight out of the report";
+    "write_into_sealed" store.write_into_sealed "a write of the new generation into a sealed extent";
+    "supersede_sealed" store.supersede_sealed "a sealed generation's journal entry superseded by the next one's";
+    "free_kept" store.free_kept "free a version that a snapshot sees";
+    "late_list_frees" store.late_list_frees "a late keep-list frees by what it did not know";
+    "serve_incomplete" store.serve_incomplete "read an absent block from an incomplete replica of a view";
     "forget_stale" volume.forget_stale "forget the stale mark";
     "promote_early" volume.promote_early "promote before the session requires the replica";
     "take_error_as_unchanged" volume.take_error_as_unchanged "take a refused or lost answer for \"nothing changed\"";
@@ -59,6 +64,9 @@ bugs! {
     "read_unacknowledged" volume.read_unacknowledged "serve a read that overlapped an unacknowledged write";
     "no_hold_back" volume.no_hold_back "overlapping writes are in flight together";
     "no_lease_check" volume.no_lease_check "answer reads without looking at leases";
+    "cut_misses_write" volume.cut_misses_write "a cut that misses an acknowledged write";
+    "reconcile_into_new" volume.reconcile_into_new "a successor reconciles into the new generation";
+    "seal_leaves_attempt" volume.seal_leaves_attempt "a seal leaves a resync attempt running";
     "lease_through_restart" node.lease_through_restart "grant leases through a restart";
     "fence_before_lease" node.fence_before_lease "answer a fence before the older lease has run out";
     "old_connection" node.old_connection "process frames of an old connection";
