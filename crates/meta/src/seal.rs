@@ -132,7 +132,7 @@ impl MetaState {
     /// Everything up to the generation that is being sealed is on all required drives, flushed.
     fn drained(&mut self, at: u64, branch: BranchId) {
         let row = self.branches.get_mut(&branch).expect("looked up by the caller");
-        let Some(seal) = row.sealing.as_mut() else { return };
+        let Some(seal) = row.sealing.as_mut().filter(|s| !s.drained) else { return };
         if seal.group.is_none() {
             return self.all_sealed(at, &BTreeSet::from([branch]));
         }

@@ -396,6 +396,9 @@ impl World {
         self.metad_fast();
         let until = Time(self.now.0 + Span::secs(120).0);
         self.phase = Phase::Rest { until };
+        if self.swarm.tight {
+            self.put(Span::secs(1), Due::Operator);
+        }
         for volume in 0..self.volumes.len() {
             self.put(Span(1), Due::Guest { volume });
             self.put(Span(2), Due::Attach { volume, host: None, force: true });

@@ -58,6 +58,9 @@ impl World {
     }
 
     pub fn operator_turn(&mut self) {
+        if matches!(self.phase, Phase::Rest { .. }) {
+            return self.make_room();
+        }
         if self.phase != Phase::Faults {
             return;
         }
@@ -80,6 +83,17 @@ impl World {
         // Often a second one on the heels of the first: a seal waits for the one before.
         if self.rng.permille(150) {
             self.ask_snapshot(vec![first]);
+        }
+    }
+
+    /// Drives that hold little may be too full of snapshots for a resync: their operator lets them go.
+    fn make_room(&mut self) {
+        let rows = self.snapshot_rows();
+        for row in &rows {
+            self.delete_snapshot(row);
+        }
+        if !rows.is_empty() {
+            self.put(Span::secs(1), Due::Operator);
         }
     }
 

@@ -44,6 +44,10 @@ pub fn catch_assertions() {
             .cloned()
             .or_else(|| info.payload().downcast_ref::<&str>().map(|s| (*s).to_owned()))
             .unwrap_or_default();
+        let trace = std::backtrace::Backtrace::capture();
+        if trace.status() == std::backtrace::BacktraceStatus::Captured {
+            eprintln!("{place}: {text}\n{trace}"); // asked for by RUST_BACKTRACE
+        }
         PANIC.with(|p| *p.borrow_mut() = Some(format!("{place}: {text}")));
     }));
 }

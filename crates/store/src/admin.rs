@@ -302,8 +302,10 @@ impl Store {
         self.void_credits(|b| b.record.branch == scope.branch && b.creditor != source);
         let free = u64::from(self.disk().table.free_count());
         let spare = free.saturating_sub(self.credits + self.reserve());
-        // Never all that is left: other sessions ask too, and what a resync pulls takes no credit.
-        let granted = u32::try_from(spare.div_ceil(4)).unwrap_or(u32::MAX).min(want);
+        // Never all that is left: other sessions ask too, and what a resync pulls takes no credit. All credits together are
+        // at most half of what is free, one at a time aside: those that nobody spends would starve every resync.
+        let most = spare.div_ceil(4).min((free / 2).saturating_sub(self.credits).max(1));
+        let granted = u32::try_from(most).unwrap_or(u32::MAX).min(want);
         self.credits += u64::from(granted);
         let b = self.disk_mut().records.branch_mut(scope.branch).ok_or(Refusal::UnknownReplica)?;
         b.credits += u64::from(granted);

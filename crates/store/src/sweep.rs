@@ -87,7 +87,8 @@ impl Store {
     pub(crate) fn sweep_beneath(&mut self, px: Px) {
         let disk = self.disk();
         let e = disk.table.get(px);
-        if e.next == NONE {
+        // The replica may be deleted already, and its branch with it.
+        if e.next == NONE || !disk.records.is_live(e.replica) {
             return;
         }
         let list = disk.records.branch_of(e.replica).record.list;
