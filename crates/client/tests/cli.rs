@@ -38,6 +38,16 @@ fn a_dry_run_ends_starts_and_writes_nothing() {
         (&["dev", "down"], "would end all processes in "),
         (&["dev", "down", "--wipe"], "would remove the cluster in "),
         (&["dev", "up"], "would start 1 nodes in "),
+        (&["snapshot", "create", "v@a", "w@a", "--group"], "would make snapshot v@a, w@a as a group\n"),
+        (&["snapshot", "delete", "v@a", "v@b"], "would delete snapshot v@a, v@b\n"),
+        (
+            &["snapshot", "protect", "v@a", "--until", "2026-12-31"],
+            "would say that snapshot v@a is protected until 2026-12-31\n",
+        ),
+        (
+            &["volume", "delete", "v", "--with-snapshots"],
+            "would delete volume v and all its snapshots and all its data\n",
+        ),
         (&["load", "nbd+unix:///v?socket=/nowhere", "--log", log], "would write to nbd+unix:///v"),
     ] {
         let o = blockctl(dir.path(), &[&["--dry-run"], args].concat());
