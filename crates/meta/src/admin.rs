@@ -117,6 +117,26 @@ pub enum AdminRequest {
         request: RequestId,
     },
 
+    // Clones.
+    /// A volume that reads what it has not written from a snapshot; of none: from the volume as it is now.
+    VolumeClone {
+        source: String,
+        snapshot: Option<String>,
+        name: String,
+        /// None: the source's.
+        size: Option<u64>,
+        /// None: the source's.
+        class: Option<Class>,
+        prefer: Option<NodeId>,
+        /// Random: names the fork point.
+        id: u128,
+    },
+    VolumeRollback {
+        name: SnapshotName,
+        /// Random: names the snapshot that is made of the volume first; none: it is not.
+        safety: Option<u128>,
+    },
+
     // Snapshots.
     /// Several: a group, sealed at one moment. Answered when all are sealed.
     SnapshotCreate {

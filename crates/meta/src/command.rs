@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Newest version of the encoding of commands.
-pub const COMMAND_FORMAT: u8 = 3;
+pub const COMMAND_FORMAT: u8 = 4;
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Command {
@@ -299,6 +299,38 @@ pub enum Op {
         branch: BranchId,
         index: ListIndex,
     },
+
+    // Format 4. Clones.
+    /// A hidden snapshot of the volume's head, to be forked.
+    ForkPoint {
+        volume: VolumeId,
+        branch: BranchId,
+        id: u128,
+    },
+    /// Nobody forked it.
+    ForkPointDrop {
+        branch: BranchId,
+        generation: Generation,
+    },
+    /// A volume whose branch reads what it has not written from a snapshot.
+    CloneCreate {
+        branch: BranchId,
+        generation: Generation,
+        name: String,
+        size: u64,
+        class: Class,
+        plan: Plan,
+    },
+    /// The volume gets a new branch that reads from one of its snapshots. The old one loses the name and keeps the
+    /// snapshots.
+    Rollback {
+        volume: VolumeId,
+        /// The branch that the proposer saw the volume point at.
+        seen: BranchId,
+        branch: BranchId,
+        generation: Generation,
+        plan: Plan,
+    },
 }
 
 impl Op {
@@ -316,6 +348,10 @@ impl Op {
             | Op::SnapshotProtect { .. }
             | Op::SnapshotLabel { .. }
             | Op::Kept { .. } => 3,
+            Op::ForkPoint { .. }
+            | Op::ForkPointDrop { .. }
+            | Op::CloneCreate { .. }
+            | Op::Rollback { .. } => 4,
             _ => 1,
         }
     }

@@ -58,6 +58,8 @@ pub enum EventKind {
     SealCalledOff { names: Vec<String> },
     SnapshotDeleted { name: String },
     SnapshotRenamed { from: String, to: String },
+    VolumeCloned { name: String, from: String },
+    RolledBack { name: String, to: String },
     SnapshotProtected { name: String, until_ms: u64, forced: Option<String> },
 }
 
@@ -97,6 +99,8 @@ impl EventKind {
             EventKind::SnapshotDeleted { .. } => "SnapshotDeleted",
             EventKind::SnapshotRenamed { .. } => "SnapshotRenamed",
             EventKind::SnapshotProtected { .. } => "SnapshotProtected",
+            EventKind::VolumeCloned { .. } => "VolumeCloned",
+            EventKind::RolledBack { .. } => "RolledBack",
         }
     }
 
@@ -194,6 +198,8 @@ impl fmt::Display for EventKind {
             }
             EventKind::SnapshotDeleted { name } => write!(f, "snapshot {name} deleted"),
             EventKind::SnapshotRenamed { from, to } => write!(f, "snapshot {from} is now {to}"),
+            EventKind::VolumeCloned { name, from } => write!(f, "volume {name} is a clone of {from}"),
+            EventKind::RolledBack { name, to } => write!(f, "volume {name} rolled back to {to}"),
             EventKind::SnapshotProtected { name, until_ms: 0, forced: None } => {
                 write!(f, "snapshot {name} is not protected any more")
             }

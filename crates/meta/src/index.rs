@@ -24,6 +24,12 @@ pub(crate) struct Index {
     pub(crate) forks: BTreeMap<(BranchId, Generation), BTreeSet<BranchId>>,
     /// Branches with a seal under way.
     pub(crate) sealing: BTreeSet<BranchId>,
+    /// A volume's branches: the one that it points at, and those that lost its name.
+    pub(crate) branches: BTreeSet<(VolumeId, BranchId)>,
+    /// Fork points in the making.
+    pub(crate) hidden: BTreeSet<(BranchId, Generation)>,
+    /// Branches without a name that were not closed cleanly since: nothing of their last head is freed until they are.
+    pub(crate) unclosed: BTreeSet<BranchId>,
 }
 
 impl Index {

@@ -57,7 +57,7 @@ impl MetaState {
     }
 
     /// A volume points at it.
-    fn is_named(&self, branch: BranchId) -> bool {
+    pub(crate) fn is_named(&self, branch: BranchId) -> bool {
         let volume = self.branches.get(&branch).and_then(|b| self.volumes.get(&b.volume));
         volume.is_some_and(|v| v.branch == branch)
     }

@@ -3,8 +3,8 @@
 use proto::control::SessionKind;
 use proto::limits::{COPIES_DEFAULT, MIN_IN_SYNC_DEFAULT};
 use proto::{
-    BranchId, ClusterId, DriveId, Epoch, Generation, Geometry, LogIndex, NodeId, OpenId, ProcessNumber,
-    VolumeId,
+    BranchId, ClusterId, DriveId, Epoch, Generation, Geometry, Level, LogIndex, NodeId, OpenId,
+    ProcessNumber, VolumeId,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -152,8 +152,8 @@ pub struct Branch {
     /// Sessions may have written this one and all above since the branch was last drained and flushed.
     pub unsealed: Generation,
     pub sealing: Option<Seal>,
-    /// Fixed when the branch is made.
-    pub parent: Option<(BranchId, Generation)>,
+    /// What is absent here is read from this view. Fixed when the branch is made.
+    pub parent: Option<Level>,
     /// The parent's generation is kept for this branch.
     pub tied: bool,
     pub class: Class,
@@ -192,6 +192,11 @@ impl Branch {
     pub fn pending(&self) -> Option<u32> {
         (self.phase != Phase::Ready).then_some(self.placement)
     }
+    /// The view of the parent that is kept for this branch.
+    #[must_use]
+    pub fn tie(&self) -> Option<Level> {
+        self.parent.filter(|_| self.tied)
+    }
     /// The drives that a node's session may regard as its own node's come from here; `None`: no guest.
     #[must_use]
     pub fn guest(&self) -> Option<&Session> {
@@ -223,6 +228,8 @@ pub struct Snapshot {
     /// Not deleted before (Unix ms); 0: not protected.
     pub protect_until_ms: u64,
     pub created_ms: u64,
+    /// A fork point in the making, which no operator sees: gone when there is a fork of it, or after a while.
+    pub hidden: bool,
 }
 
 /// A drive and the node it is in.

@@ -153,6 +153,54 @@ impl Placer {
         Ok(plan)
     }
 
+    /// As `plan`, but a chunk goes where the one that it is made of lies, if all of that takes replicas: `like` are the
+    /// drives of the source's first chunks, in their order.
+    ///
+    /// # Errors
+    /// Fewer usable nodes than copies, and a chunk that cannot lie where its source does.
+    pub fn plan_like(
+        &mut self,
+        copies: u8,
+        chunks: u32,
+        chunk_bytes: u64,
+        prefer: Option<NodeId>,
+        like: &[Vec<DriveId>],
+    ) -> Result<Plan, TooFew> {
+        let mut plan = Plan::default();
+        let mut numbers: BTreeMap<Vec<DriveId>, u16> = BTreeMap::new();
+        // Half of the numbers are left for what is placed anew.
+        let most = usize::from(u16::MAX / 2);
+        let homes: BTreeMap<DriveId, NodeId> = self.candidates.iter().map(|c| (c.drive, c.node)).collect();
+        let mut beside: Vec<Option<u16>> = Vec::with_capacity(chunks as usize);
+        for i in 0..chunks as usize {
+            let group = like.get(i).and_then(|drives| same_place(&homes, copies, drives, prefer));
+            let number = group.and_then(|group| {
+                let next = u16::try_from(plan.groups.len()).expect("at most half of the numbers");
+                if let Some(n) = numbers.get(&group) {
+                    return Some(*n);
+                }
+                (plan.groups.len() < most).then(|| {
+                    plan.groups.push(group.clone());
+                    numbers.insert(group, next);
+                    next
+                })
+            });
+            beside.push(number);
+        }
+        let rest = beside.iter().filter(|n| n.is_none()).count();
+        let anew = match u32::try_from(rest).expect("at most all chunks") {
+            0 => Plan::default(),
+            n => self.plan(copies, n, chunk_bytes, prefer)?,
+        };
+        let first = u16::try_from(plan.groups.len()).expect("at most half of the numbers");
+        let room = u16::MAX - first;
+        plan.groups.extend(anew.groups.into_iter().take(usize::from(room)));
+        let mut anew_chunks = anew.chunks.into_iter().map(|n| first + n % room);
+        plan.chunks =
+            beside.into_iter().map(|n| n.or_else(|| anew_chunks.next()).expect("one for each")).collect();
+        Ok(plan)
+    }
+
     /// Per set of nodes, sets of drives: the k-th of each node, so that these stay few too.
     fn groups(&self, sets: &[Vec<NodeId>]) -> Vec<Vec<usize>> {
         let mut groups = Vec::new();
@@ -204,6 +252,25 @@ impl Placer {
     pub fn has_room(&self, others: &[NodeId], usable: impl Fn(DriveId) -> bool) -> bool {
         self.candidates.iter().any(|c| !others.contains(&c.node) && usable(c.drive))
     }
+}
+
+/// As many of these drives as there shall be copies, on nodes apart, the preferred node's first.
+fn same_place(
+    takers: &BTreeMap<DriveId, NodeId>,
+    copies: u8,
+    drives: &[DriveId],
+    prefer: Option<NodeId>,
+) -> Option<Vec<DriveId>> {
+    let mut homes: Vec<(NodeId, DriveId)> = Vec::new();
+    for drive in drives {
+        let node = *takers.get(drive)?;
+        if !homes.iter().any(|(n, _)| *n == node) {
+            homes.push((node, *drive));
+        }
+    }
+    homes.sort_by_key(|(n, _)| Some(*n) != prefer);
+    homes.truncate(usize::from(copies));
+    (homes.len() == usize::from(copies)).then(|| homes.into_iter().map(|(_, d)| d).collect())
 }
 
 /// A fixed scramble: the order of a ring.

@@ -149,6 +149,7 @@ impl Service {
             None => {
                 self.planner.queue.extend(&state.index.unwell);
                 self.planner.queue.extend(&state.index.sealing);
+                self.planner.queue.extend(&state.index.unclosed);
                 self.planner.queue.extend(state.index.appointed.values().flatten());
                 self.planner.next_round = self.now;
             }
@@ -182,6 +183,7 @@ impl Service {
         more.extend(state.index.unwell.iter().chain(on_out).chain(appointed).chain(gone));
         more.extend(self.planner.wanted.keys());
         more.extend(&state.index.sealing);
+        more.extend(&state.index.unclosed);
         let next: Vec<BranchId> =
             more.range(from..).chain(more.range(..from)).copied().take(BRANCHES_MAX).collect();
         if let Some(last) = next.last() {
@@ -195,6 +197,7 @@ impl Service {
         !self.planner.wanted.is_empty()
             || !state.index.unwell.is_empty()
             || !state.index.sealing.is_empty()
+            || !state.index.unclosed.is_empty()
             || !state.index.appointed.is_empty()
             || state.nodes().values().any(|n| n.down.is_some() || n.drain)
             || state.drives().values().any(|d| d.down.is_some() || d.stranger || d.retired)
@@ -255,7 +258,7 @@ impl Service {
         outlook: &Outlook,
         placer: &Placer,
     ) -> bool {
-        let to_seal = row.sealing.is_some_and(|s| !s.drained);
+        let to_seal = row.sealing.is_some_and(|s| !s.drained) || state.index.unclosed.contains(&branch);
         if row.pending().is_some() || to_seal || self.planner.wanted.contains_key(&branch) {
             return true;
         }

@@ -193,6 +193,12 @@ pub enum AdminRefusal {
     BadLabel {
         key: String,
     },
+    /// A clone that is to be smaller than what it is made of.
+    CloneSmaller {
+        name: String,
+        size: u64,
+        to: u64,
+    },
     /// A blockd of another version than metad.
     OtherControl {
         said: u32,
@@ -255,6 +261,7 @@ impl AdminRefusal {
             AdminRefusal::TooManySnapshots { .. } => 1409,
             AdminRefusal::BadGroup { .. } => 1410,
             AdminRefusal::BadLabel { .. } => 1411,
+            AdminRefusal::CloneSmaller { .. } => 1501,
             AdminRefusal::BadSize { .. } => 1201,
             AdminRefusal::BadChunkSize { .. } => 1202,
             AdminRefusal::Attached { .. } | AdminRefusal::InUse { .. } => 1203,
@@ -279,6 +286,7 @@ impl AdminRefusal {
             | AdminRefusal::BadCopies { .. }
             | AdminRefusal::BadMinInSync { .. }
             | AdminRefusal::BadGroup { .. }
+            | AdminRefusal::CloneSmaller { .. }
             | AdminRefusal::BadLabel { .. } => exit::USAGE,
             AdminRefusal::NotFound { .. } => exit::NOT_FOUND,
             AdminRefusal::ClusterExists { .. }
@@ -362,12 +370,18 @@ impl AdminRefusal {
             AdminRefusal::HasSnapshots { name, count, .. } => {
                 format!("volume \"{name}\" has {count} snapshots")
             }
-            AdminRefusal::HasClones { name, .. } => format!("snapshot {name} has clones"),
+            AdminRefusal::HasClones { name, .. } => {
+                let noun = if name.contains('@') { "snapshot" } else { "volume" };
+                format!("{noun} {name} has clones")
+            }
             AdminRefusal::TooManySnapshots { name, most } => {
                 format!("volume \"{name}\" has {most} snapshots: no more are possible")
             }
             AdminRefusal::BadGroup { most } => format!("a group is 1 to {most} volumes, each once"),
             AdminRefusal::BadLabel { key } => format!("\"{key}\" cannot be labelled so"),
+            AdminRefusal::CloneSmaller { name, size, to } => {
+                format!("{name} has {size} bytes: a clone of it cannot have {to}")
+            }
             AdminRefusal::OtherControl { said: 0, known } => {
                 format!("this blockd names no control protocol; metad speaks {known}")
             }
@@ -443,6 +457,7 @@ impl AdminRefusal {
             AdminRefusal::BadLabel { .. } => {
                 "keys are written as names, values have up to 255 printable bytes, and there are up to 32 of them".into()
             }
+            AdminRefusal::CloneSmaller { .. } => "a clone has all that its snapshot has".into(),
             AdminRefusal::OtherControl { .. } => "blockd and metad must be of one version".into(),
             AdminRefusal::BadSize { .. } => "sizes are multiples of 4 KiB from 1 MiB to 16 TiB".into(),
             AdminRefusal::BadChunkSize { low, high } => format!("powers of two from {low} to {high} bytes"),
@@ -519,6 +534,7 @@ impl AdminRefusal {
             }
             AdminRefusal::BadGroup { .. } => "name each volume once: VOL@NAME VOL2@NAME".into(),
             AdminRefusal::BadLabel { .. } => "--label app=db".into(),
+            AdminRefusal::CloneSmaller { size, .. } => format!("leave --size out, or: --size {size}"),
             AdminRefusal::OtherControl { said, known } if said > known => {
                 "install metad's newer version".into()
             }

@@ -5,7 +5,7 @@ use crate::answer::Answer;
 use crate::command::{Op, Plan, Replacement};
 use crate::model::Class;
 use crate::name::{check_chunk_shift, check_copies, check_name, check_size};
-use crate::placement::{Candidate, Placer};
+use crate::placement::{Candidate, Placer, TooFew};
 use crate::refusal::{AdminRefusal, Noun};
 use crate::service::{Service, Token};
 use crate::settings::Setting;
@@ -162,6 +162,9 @@ impl Service {
         if let AdminRequest::SnapshotCreate { .. } = request {
             return self.snapshot_order(state, token, id, request);
         }
+        if let AdminRequest::VolumeClone { .. } | AdminRequest::VolumeRollback { .. } = request {
+            return self.fork_order(state, token, id, request);
+        }
         match self.admin_decision(state, request) {
             Ok(Decided::Answer(answer)) => self.answer_admin(token, Ok(answer)),
             Ok(Decided::Command(op)) => {
@@ -277,17 +280,9 @@ impl Service {
         prefer: Option<NodeId>,
     ) -> Result<Plan, AdminRefusal> {
         let candidates = self.candidates(state);
-        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-        let usable = state.drives().keys().filter(|d| !state.drive_down(**d)).count();
-        let full = count(usable.saturating_sub(candidates.len()));
-        Placer::new(candidates).plan(copies, chunks, 1 << chunk_shift, prefer).map_err(|few| {
-            AdminRefusal::TooFewDomains {
-                need: copies,
-                have: few.have,
-                nodes: count(state.nodes().len()),
-                full,
-            }
-        })
+        let taking = candidates.len();
+        let plan = Placer::new(candidates).plan(copies, chunks, 1 << chunk_shift, prefer);
+        plan.map_err(|few| too_few(state, copies, few, taking))
     }
 
     /// The order goes to whoever holds the session; without one the planner appoints one first.
@@ -310,6 +305,18 @@ impl Service {
                 Err(AdminRefusal::NotReady { name: name.to_owned() })
             }
         }
+    }
+}
+
+/// Of the drives, so many take new replicas.
+pub(crate) fn too_few(state: &MetaState, copies: u8, few: TooFew, taking: usize) -> AdminRefusal {
+    let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    let usable = state.drives().keys().filter(|d| !state.drive_down(**d)).count();
+    AdminRefusal::TooFewDomains {
+        need: copies,
+        have: few.have,
+        nodes: count(state.nodes().len()),
+        full: count(usable.saturating_sub(taking)),
     }
 }
 
@@ -350,7 +357,7 @@ pub(crate) fn find_snapshot(
     name: &SnapshotName,
 ) -> Result<((BranchId, Generation), String), AdminRefusal> {
     let volume = find_volume(state, &name.volume)?;
-    let found = state.snapshot_named(volume, &name.snapshot);
+    let found = state.snapshot_named(volume, &name.snapshot).filter(|(_, s)| !s.hidden);
     let full = || format!("{}@{}", name.volume, name.snapshot);
     let (key, row) = found.ok_or_else(|| AdminRefusal::NotFound { noun: Noun::Snapshot, name: full() })?;
     Ok((key, row.name.clone()))

@@ -31,6 +31,21 @@ impl MetaState {
         protect_until_ms: u64,
     ) -> Result<AdminAnswer, AdminRefusal> {
         check_labels(labels)?;
+        for item in items {
+            check_name(&item.name)?;
+        }
+        self.seal_all(at, items, labels, protect_until_ms, false)
+    }
+
+    /// Begins to seal these volumes; hidden: with names that no operator can give.
+    pub(crate) fn seal_all(
+        &mut self,
+        at: u64,
+        items: &[SnapshotItem],
+        labels: &BTreeMap<String, String>,
+        protect_until_ms: u64,
+        hidden: bool,
+    ) -> Result<AdminAnswer, AdminRefusal> {
         let branches: BTreeSet<BranchId> = items.iter().map(|i| i.branch).collect();
         if items.is_empty() || items.len() > GROUP_MAX || branches.len() != items.len() {
             return Err(AdminRefusal::BadGroup { most: GROUP_MAX as u64 });
@@ -56,8 +71,12 @@ impl MetaState {
                 labels: labels.clone(),
                 protect_until_ms,
                 created_ms: at,
+                hidden,
             };
             self.snapshots.insert((item.branch, generation), snapshot);
+            if hidden {
+                self.index.hidden.insert((item.branch, generation));
+            }
             self.index.snapshots.insert((item.volume, item.name.clone()), (item.branch, generation));
             self.index.sealing.insert(item.branch);
             self.mark(Key::Snapshot(item.branch, generation));
@@ -72,8 +91,7 @@ impl MetaState {
         Ok(AdminAnswer::SnapshotsMade { keys })
     }
 
-    fn check_item(&self, item: &SnapshotItem) -> Result<(), AdminRefusal> {
-        check_name(&item.name)?;
+    pub(crate) fn check_item(&self, item: &SnapshotItem) -> Result<(), AdminRefusal> {
         let volume = self.volumes.get(&item.volume);
         let volume = volume
             .ok_or_else(|| AdminRefusal::NotFound { noun: Noun::Volume, name: item.volume.to_string() })?;
@@ -124,6 +142,7 @@ impl MetaState {
             self.drained(at, branch);
         } else if row.unsealed < row.generation {
             self.branches.get_mut(&branch).expect("looked up above").unsealed = row.generation;
+            self.index.unclosed.remove(&branch);
             self.owe(branch);
             self.changed_views(branch);
         }
@@ -165,9 +184,13 @@ impl MetaState {
             self.mark(Key::Snapshot(key.0, key.1));
             self.owe(*branch);
             self.changed_views(*branch);
-            names.push(self.snapshot_name(key.0, key.1));
+            if !self.snapshots[&key].hidden {
+                names.push(self.snapshot_name(key.0, key.1));
+            }
         }
-        self.log(at, EventKind::SnapshotSealed { names });
+        if !names.is_empty() {
+            self.log(at, EventKind::SnapshotSealed { names });
+        }
     }
 
     /// Called off, if it is not sealed yet. `unsealed` stays: who has not heard of it goes on with the older generation.
@@ -179,11 +202,15 @@ impl MetaState {
             let row = self.branches.get_mut(&branch).expect("indexed as being sealed");
             let seal = row.sealing.take().expect("indexed as being sealed");
             self.index.sealing.remove(&branch);
-            names.push(self.snapshot_name(branch, seal.generation));
+            if !self.snapshots[&(branch, seal.generation)].hidden {
+                names.push(self.snapshot_name(branch, seal.generation));
+            }
             self.remove_snapshot(branch, seal.generation);
             self.changed_views(branch);
         }
-        self.log(at, EventKind::SealCalledOff { names });
+        if !names.is_empty() {
+            self.log(at, EventKind::SealCalledOff { names });
+        }
         true
     }
 

@@ -11,6 +11,7 @@
 use crate::admin::{AdminAnswer, AdminRequest};
 use crate::answer::Answer;
 use crate::command::{Command, Op};
+use crate::forking::Forking;
 use crate::liveness::Liveness;
 use crate::planner::Planner;
 use crate::refusal::AdminRefusal;
@@ -117,6 +118,7 @@ pub struct Service {
     pub(crate) watch: Watch,
     pub(crate) planner: Planner,
     pub(crate) seals: Seals,
+    pub(crate) forking: Forking,
 }
 
 /// What an own command is about.
@@ -126,6 +128,10 @@ pub(crate) enum OwnKey {
     Drive(proto::DriveId),
     Branch(proto::BranchId),
     Seal(proto::BranchId),
+    /// A snapshot that this order needs first.
+    Point(Token),
+    /// A fork point that nobody forked.
+    Unforked(proto::BranchId, proto::Generation),
 }
 
 impl Default for Service {
@@ -151,6 +157,7 @@ impl Service {
             watch: Watch::default(),
             planner: Planner::default(),
             seals: Seals::default(),
+            forking: Forking::default(),
         }
     }
 
@@ -178,6 +185,7 @@ impl Service {
                 self.leader = false;
                 self.own.clear();
                 self.leave_seals();
+                self.leave_forking();
             }
             ServiceEvent::WatchOpened { node, process } => self.watch.open(node, process),
             ServiceEvent::WatchClosed { node } => self.watch.close(node),
@@ -197,7 +205,7 @@ impl Service {
         if !self.leader {
             return Time::FAR;
         }
-        let seals = self.seals.next_wake();
+        let seals = self.seals.next_wake().min(self.forking.next_wake());
         self.liveness.next_wake().min(self.planner.next_wake()).min(self.watch.next_wake()).min(seals)
     }
 
@@ -213,6 +221,7 @@ impl Service {
         }
         self.maintain_liveness(state);
         self.maintain_seals(state);
+        self.maintain_forking(state);
         self.maintain_planner(state);
         self.maintain_watch(state);
     }

@@ -71,6 +71,10 @@ impl MetaState {
 
     fn apply_attach(&mut self, at: u64, o: &AttachOrder<'_>) -> MetaAnswer {
         let Some(branch) = self.resolve(o.volume) else { return refused(MetaRefusal::NoSuchVolume) };
+        // Its volume went back to a snapshot: what a guest held of it is nobody's head any more.
+        if o.kind == SessionKind::Guest && !self.is_named(branch) {
+            return refused(MetaRefusal::NoSuchVolume);
+        }
         let Some(node) = self.nodes.get(&o.node) else { return refused(MetaRefusal::UnknownNode) };
         let row = &self.branches[&branch];
         let current = row.epoch;
@@ -155,7 +159,7 @@ impl MetaState {
             kind: row.session.map_or(SessionKind::Guest, |s| s.kind),
             geometry: row.geometry,
             views: self.views(branch)?,
-            parents: Vec::new(),
+            parents: self.levels_below(branch),
             min_in_sync,
             wait_when_degraded,
             write_through,

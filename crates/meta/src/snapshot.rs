@@ -43,9 +43,9 @@ impl MetaState {
     }
 
     /// The snapshot, if it still has that name. One that is being sealed is in nobody's hands.
-    fn sealed_snapshot(&self, key: Key2, name: &str) -> Result<&Snapshot, AdminRefusal> {
+    pub(crate) fn sealed_snapshot(&self, key: Key2, name: &str) -> Result<&Snapshot, AdminRefusal> {
         let gone = || AdminRefusal::NotFound { noun: Noun::Snapshot, name: name.to_owned() };
-        let row = self.snapshots.get(&key).ok_or_else(gone)?;
+        let row = self.snapshots.get(&key).filter(|s| !s.hidden).ok_or_else(gone)?;
         let full = self.snapshot_name(key.0, key.1);
         if row.name != name {
             return Err(AdminRefusal::SnapshotChanged { name: full });
@@ -70,6 +70,7 @@ impl MetaState {
         self.owe(key.0);
         self.changed_views(key.0);
         self.log(at, EventKind::SnapshotDeleted { name: full });
+        self.reap(key.0);
         Ok(AdminAnswer::Done)
     }
 
@@ -143,10 +144,13 @@ impl MetaState {
             let full = format!("{}@{}", name(), s.name);
             return Err(AdminRefusal::Protected { name: full, until_ms: s.protect_until_ms });
         }
-        for (key, s) in self.snapshots_of(volume) {
+        // Also those whose snapshot has no name.
+        for key in self.fork_points(volume) {
             let clones = self.clones_of(key);
             if !clones.is_empty() {
-                return Err(AdminRefusal::HasClones { name: format!("{}@{}", name(), s.name), clones });
+                let full =
+                    if self.snapshots.contains_key(&key) { self.snapshot_name(key.0, key.1) } else { name() };
+                return Err(AdminRefusal::HasClones { name: full, clones });
             }
         }
         let count = self.snapshots_of(volume).count() as u64;
@@ -170,13 +174,18 @@ impl MetaState {
     pub(crate) fn remove_snapshot(&mut self, branch: BranchId, generation: Generation) {
         if let Some(s) = self.snapshots.remove(&(branch, generation)) {
             self.index.snapshots.remove(&(s.volume, s.name));
+            self.index.hidden.remove(&(branch, generation));
             self.mark(Key::Snapshot(branch, generation));
         }
     }
 
-    /// Names of the branches that are made of this snapshot.
+    /// Names of the volumes that are made of this snapshot. Its own volume, gone back to it, is none of them: that
+    /// keeps the generation and needs no name of it.
     pub(crate) fn clones_of(&self, key: Key2) -> Vec<String> {
-        self.index.forks.get(&key).into_iter().flatten().take(NAMED).map(|b| self.branch_name(*b)).collect()
+        let own = self.branches.get(&key.0).map(|b| b.volume);
+        let forks = self.index.forks.get(&key).into_iter().flatten();
+        let others = forks.filter(|b| self.branches.get(b).map(|b| b.volume) != own);
+        others.take(NAMED).map(|b| self.branch_name(*b)).collect()
     }
 
     // Readers.
@@ -186,12 +195,12 @@ impl MetaState {
         &self.snapshots
     }
 
-    /// A volume's snapshots, oldest generation first.
+    /// A volume's snapshots, those of its older branches first, then the oldest; without hidden ones.
     pub fn snapshots_of(&self, volume: VolumeId) -> impl Iterator<Item = (Key2, &Snapshot)> {
         let first = (volume, String::new());
         let named = self.index.snapshots.range(first..).take_while(move |((v, _), _)| *v == volume);
         let keys: BTreeSet<Key2> = named.map(|(_, key)| *key).collect();
-        keys.into_iter().map(|key| (key, &self.snapshots[&key]))
+        keys.into_iter().map(|key| (key, &self.snapshots[&key])).filter(|(_, s)| !s.hidden)
     }
 
     #[must_use]
@@ -215,7 +224,8 @@ impl MetaState {
         let Some((id, _)) = self.volume_named(volume) else {
             return MetaAnswer::Refused(MetaRefusal::NoSuchVolume);
         };
-        let found = self.snapshot_named(id, snapshot).filter(|(_, s)| s.state == SnapshotState::Sealed);
+        let readable = |s: &Snapshot| s.state == SnapshotState::Sealed && !s.hidden;
+        let found = self.snapshot_named(id, snapshot).filter(|(_, s)| readable(s));
         let Some(((branch, generation), s)) = found else {
             return MetaAnswer::Refused(MetaRefusal::NoSuchSnapshot);
         };
@@ -223,7 +233,10 @@ impl MetaState {
         MetaAnswer::Snapshot(Box::new(SnapshotFound {
             volume: id,
             geometry: Geometry { size: s.size, chunk_shift },
-            levels: vec![Level { branch, generation, size: s.size }],
+            levels: [Level { branch, generation, size: s.size }]
+                .into_iter()
+                .chain(self.levels_below(branch))
+                .collect(),
         }))
     }
 }

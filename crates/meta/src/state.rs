@@ -149,6 +149,12 @@ impl MetaState {
             Op::SealCancel { branch, generation } => {
                 Answer::Planned(self.apply_seal_cancel(at, *branch, *generation))
             }
+            Op::CloneCreate { .. } | Op::Rollback { .. } | Op::ForkPoint { .. } => {
+                Answer::Admin(self.perform_clone(at, &command.op))
+            }
+            Op::ForkPointDrop { branch, generation } => {
+                Answer::Planned(self.apply_fork_point_drop(*branch, *generation))
+            }
             Op::Kept { drive, branch, index } => Answer::Planned(self.apply_kept(*drive, *branch, *index)),
         }
     }
@@ -280,12 +286,22 @@ impl MetaState {
             if b.sealing.is_some() {
                 i.sealing.insert(*id);
             }
-            if let Some(fork) = b.parent.filter(|_| b.tied) {
-                i.forks.entry(fork).or_default().insert(*id);
+            if let Some(tie) = b.tie() {
+                let parent = self.branches.get(&tie.branch).filter(|p| p.generation > tie.generation);
+                if tie.branch >= *id || parent.is_none() {
+                    return Err(LoadError::Torn("a branch whose parent is gone, or has no such generation"));
+                }
+                i.forks.entry((tie.branch, tie.generation)).or_default().insert(*id);
+            }
+            i.branches.insert((b.volume, *id));
+            if !self.is_named(*id) && b.unsealed < b.generation {
+                i.unclosed.insert(*id);
             }
         }
         self.derive_snapshots(&mut i)?;
-        if self.volumes.values().any(|v| !self.branches.contains_key(&v.branch)) {
+        let own =
+            |(v, row): (&VolumeId, &Volume)| self.branches.get(&row.branch).is_some_and(|b| b.volume == *v);
+        if !self.volumes.iter().all(own) {
             return Err(LoadError::Torn("a volume without a branch"));
         }
         self.index = i;
@@ -302,6 +318,9 @@ impl MetaState {
             let sealing = b.sealing.is_some_and(|seal| seal.generation == *generation);
             if sealing != (s.state == SnapshotState::Sealing) {
                 return Err(LoadError::Torn("a snapshot and its branch differ on whether it is sealed"));
+            }
+            if s.hidden {
+                i.hidden.insert((*branch, *generation));
             }
             let name = (s.volume, s.name.clone());
             if i.snapshots.insert(name, (*branch, *generation)).is_some() {
@@ -337,6 +356,9 @@ impl MetaState {
         }
         for (id, b) in &self.branches {
             assert!(b.unsealed <= b.generation, "{id}: open above the head");
+            let needed = self.is_named(*id) || !self.kept(*id).is_empty();
+            assert!(needed, "{id}: no name, no snapshot, no fork");
+            assert!(b.sealing.is_none() || self.is_named(*id), "{id}: sealed, and no volume's");
             if let Some(seal) = b.sealing {
                 assert_eq!(seal.generation.0 + 1, b.generation.0, "{id}: the one below the head is sealed");
                 assert!(b.unsealed <= seal.generation, "{id}: open above what is being sealed");
@@ -428,7 +450,7 @@ impl MetaState {
 }
 
 /// First byte of every row, but of pages, which have their own.
-const ROW_FORMAT: u8 = 1;
+const ROW_FORMAT: u8 = 2;
 
 fn encode<T: Serialize>(value: &T) -> Arc<[u8]> {
     postcard::to_extend(value, vec![ROW_FORMAT]).expect("writing to a vector does not fail").into()

@@ -16,7 +16,7 @@ use proto::control::ChangeCause;
 use proto::limits::MEMBERS_MAX;
 use proto::{
     BranchId, ChunkIndex, ConfigNumber, Configuration, DriveId, Epoch, Generation, Geometry, Incarnation,
-    Member, MemberState, NodeId, Place, VolumeId,
+    Level, Member, MemberState, NodeId, Place, VolumeId,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -59,19 +59,49 @@ impl MetaState {
             return Err(AdminRefusal::Exists { noun: Noun::Volume, name: name.to_owned() });
         }
         self.check_plan(plan, geometry.chunks(), class.copies)?;
+        let (volume, _) = self.add_volume(at, name, geometry, class, None, plan);
+        self.log(at, EventKind::VolumeCreated { name: name.to_owned(), size: geometry.size });
+        Ok(AdminAnswer::VolumeCreated { volume })
+    }
+
+    pub(crate) fn add_volume(
+        &mut self,
+        at: u64,
+        name: &str,
+        geometry: Geometry,
+        class: Class,
+        parent: Option<Level>,
+        plan: &Plan,
+    ) -> (VolumeId, BranchId) {
         self.head.last_volume += 1;
-        self.head.last_branch += 1;
-        let (volume, branch) = (VolumeId(self.head.last_volume), BranchId(self.head.last_branch));
+        let volume = VolumeId(self.head.last_volume);
+        let branch = self.add_branch(at, volume, geometry, class, parent, plan);
         self.volumes.insert(volume, Volume { name: name.to_owned(), branch, created_ms: at });
         self.index.names.insert(name.to_owned(), volume);
+        self.mark(Key::Volume(volume));
+        (volume, branch)
+    }
+
+    /// A branch whose chunks are placed, and whose records are to be made.
+    pub(crate) fn add_branch(
+        &mut self,
+        at: u64,
+        volume: VolumeId,
+        geometry: Geometry,
+        class: Class,
+        parent: Option<Level>,
+        plan: &Plan,
+    ) -> BranchId {
+        self.head.last_branch += 1;
+        let branch = BranchId(self.head.last_branch);
         let row = Branch {
             volume,
             geometry,
             generation: Generation::FIRST,
             unsealed: Generation::FIRST,
             sealing: None,
-            parent: None,
-            tied: false,
+            parent,
+            tied: parent.is_some(),
             class,
             phase: Phase::Creating,
             placement: 1,
@@ -87,14 +117,16 @@ impl MetaState {
         self.branches.insert(branch, row);
         self.chunks.insert(branch, Chunks::new(class.copies));
         self.append_chunks(at, branch, plan);
-        self.mark(Key::Volume(volume));
+        self.index.branches.insert((volume, branch));
+        if let Some(level) = parent {
+            self.index.forks.entry((level.branch, level.generation)).or_default().insert(branch);
+        }
         self.mark(Key::Branch(branch));
-        self.log(at, EventKind::VolumeCreated { name: name.to_owned(), size: geometry.size });
-        Ok(AdminAnswer::VolumeCreated { volume })
+        branch
     }
 
     /// The plan names known drives that take replicas, each group on distinct nodes.
-    fn check_plan(&self, plan: &Plan, chunks: u32, copies: u8) -> Result<(), AdminRefusal> {
+    pub(crate) fn check_plan(&self, plan: &Plan, chunks: u32, copies: u8) -> Result<(), AdminRefusal> {
         let sound = |group: &Vec<DriveId>| {
             let nodes: BTreeSet<NodeId> =
                 group.iter().filter_map(|d| self.drives.get(d)).map(|d| d.node).collect();
@@ -140,32 +172,17 @@ impl MetaState {
             return Err(AdminRefusal::Attached { name, node: s.node, node_name, epoch });
         }
         self.snapshots_in_the_way(at, id, with_snapshots)?;
-        self.forget_snapshots(branch);
-        let row = &self.branches[&branch];
-        if let Some(s) = row.session {
-            self.touch(Touch::Fenced(s.node, branch, epoch.next().unwrap_or(epoch)));
+        // The newest first: forks are younger than what they fork.
+        let branches: Vec<BranchId> = self.branches_of(id).rev().collect();
+        for b in &branches {
+            self.forget_snapshots(*b);
         }
-        self.set_session(branch, None);
-        self.set_appointed(branch, None);
-        let chunks = self.chunks.remove(&branch).expect("every branch has chunks");
-        for page in 0..chunks.pages() {
-            for (chunk, c) in chunks.page(page) {
-                self.index.discount(branch, &c);
-                for m in &c.members {
-                    self.discard(branch, chunk, m.place);
-                }
-            }
-            self.mark(Key::Chunks(branch, page));
+        self.remove_branch(branch);
+        for b in branches {
+            self.reap(b);
         }
-        for drive in self.garbage_drives() {
-            self.touch(Touch::Garbage(drive));
-        }
-        self.forget_owed(branch);
-        self.branches.remove(&branch);
         self.volumes.remove(&id);
         self.index.names.remove(&name);
-        self.index.unwell.remove(&branch);
-        self.mark(Key::Branch(branch));
         self.mark(Key::Volume(id));
         self.log(at, EventKind::VolumeDeleted { name, forced: force.cloned() });
         Ok(AdminAnswer::Done)
@@ -367,8 +384,11 @@ impl MetaState {
     }
 
     pub(crate) fn branch_name(&self, branch: BranchId) -> String {
-        let volume = self.branches.get(&branch).and_then(|b| self.volumes.get(&b.volume));
-        volume.map_or_else(|| branch.to_string(), |v| v.name.clone())
+        match self.branches.get(&branch).and_then(|b| self.volumes.get(&b.volume)) {
+            Some(v) if v.branch == branch => v.name.clone(),
+            Some(v) => format!("{} ({branch}, before a rollback)", v.name),
+            None => branch.to_string(),
+        }
     }
 
     pub(crate) fn log_stale(

@@ -30,7 +30,7 @@ enum Step {
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        6 => (0..40u8, prop::array::uniform5(0..1000u32), prop_oneof![4 => Just(0u8), 1 => 1..3u8], any::<bool>())
+        6 => (0..46u8, prop::array::uniform5(0..1000u32), prop_oneof![4 => Just(0u8), 1 => 1..3u8], any::<bool>())
             .prop_map(|(kind, n, late, request)| Step::New { kind, n, late, request }),
         1 => (1..40u8).prop_map(|back| Step::Again { back }),
     ]
@@ -107,6 +107,7 @@ impl Maker<'_> {
             8..=19 => self.session(kind)?,
             20..=25 => self.planned(kind)?,
             32..=39 => self.snapshot(kind)?,
+            40..=45 => self.fork(kind)?,
             _ => self.hardware(kind),
         })
     }
@@ -263,6 +264,40 @@ impl Maker<'_> {
         })
     }
 
+    fn fork(&self, kind: u8) -> Option<Op> {
+        let all: Vec<_> = self.state.snapshots().iter().collect();
+        let chosen = all.get(self.n[1] as usize % all.len().max(1));
+        Some(match kind {
+            40 => {
+                let SnapshotItem { volume, branch, .. } = self.item(1)?;
+                Op::ForkPoint { volume, branch, id: u128::from(self.n[2]) }
+            }
+            41 if self.n[2].is_multiple_of(3) => {
+                let (branch, generation) = *chosen?.0;
+                Op::ForkPointDrop { branch, generation }
+            }
+            41..=43 => {
+                let ((branch, generation), s) = *chosen?;
+                let (branch, generation) = (*branch, *generation);
+                let geometry = Geometry { size: s.size, chunk_shift: 24 };
+                let (plan, class) = (self.plan(geometry.chunks()), Class::default());
+                let name = format!("v{}", self.n[3] % 5);
+                Op::CloneCreate { branch, generation, name, size: s.size, class, plan }
+            }
+            _ => {
+                let ((branch, generation), s) = *chosen?;
+                let seen = self.state.volumes().get(&s.volume)?.branch;
+                let copies = self.state.branches()[&seen].class.copies;
+                if copies != 3 {
+                    return None;
+                }
+                let geometry = Geometry { size: s.size, chunk_shift: 24 };
+                let plan = self.plan(geometry.chunks());
+                Op::Rollback { volume: s.volume, seen, branch: *branch, generation: *generation, plan }
+            }
+        })
+    }
+
     fn hardware(&self, kind: u8) -> Op {
         let node = self.node(0);
         let drive = drive_of(node.0);
@@ -343,7 +378,7 @@ fn check_step(op: &Op, before: &MetaState, after: &MetaState) {
         let old = before.snapshots().get(key);
         assert!(old.is_none_or(|o| o.id == s.id), "{key:?}: a generation is used once");
         assert!(
-            old.is_some() || matches!(op, Op::SnapshotCreate { .. }),
+            old.is_some() || matches!(op, Op::SnapshotCreate { .. } | Op::ForkPoint { .. }),
             "{key:?}: {op:?} makes no snapshot"
         );
         let was_sealed = old.is_some_and(|o| o.state == SnapshotState::Sealed);
@@ -354,6 +389,9 @@ fn check_step(op: &Op, before: &MetaState, after: &MetaState) {
             Op::SnapshotDelete { branch, generation, .. } => *key == (*branch, *generation),
             Op::VolumeDelete { volume, .. } => s.volume == *volume,
             Op::SealCancel { .. } => s.state == SnapshotState::Sealing,
+            Op::ForkPointDrop { branch, generation } | Op::CloneCreate { branch, generation, .. } => {
+                s.hidden && *key == (*branch, *generation)
+            }
             _ => false,
         };
         assert!(ordered, "{key:?}: gone by {op:?}");
@@ -369,7 +407,9 @@ fn check_sealing(op: &Op, branch: BranchId, old: &Branch, new: &Branch) {
     let drained = match op {
         Op::Detach { epoch, clean, .. } => *clean && current(*epoch),
         Op::Sealed { epoch, .. } => current(*epoch) && old.sealing.is_some(),
-        Op::SnapshotCreate { .. } => old.clean && old.session.is_none(),
+        Op::SnapshotCreate { .. } | Op::ForkPoint { .. } | Op::Rollback { .. } => {
+            old.clean && old.session.is_none()
+        }
         _ => false,
     };
     // Of a group: this one may have drained before.
@@ -422,7 +462,7 @@ fn run_history(steps: Vec<Step>) -> World {
 fn the_histories_reach_what_they_are_about() {
     let mut runner = proptest::test_runner::TestRunner::deterministic();
     let mut met: BTreeMap<&str, u32> = BTreeMap::new();
-    for _ in 0..150 {
+    for _ in 0..250 {
         let steps = prop::collection::vec(step(), 60..80).new_tree(&mut runner).expect("a history").current();
         for e in run_history(steps).state.events().values() {
             *met.entry(e.kind.name()).or_default() += 1;
@@ -448,6 +488,8 @@ fn the_histories_reach_what_they_are_about() {
         "SealCalledOff",
         "SnapshotDeleted",
         "SnapshotRenamed",
+        "VolumeCloned",
+        "RolledBack",
     ];
     for kind in wanted {
         assert!(met.get(kind).is_some_and(|n| *n > 3), "{kind} is hardly met: {met:?}");

@@ -407,8 +407,19 @@ impl Fleet {
                 let generation = seal.generation;
                 self.ask(id, Ask::Session(branch), MetaRequest::Sealed { branch, epoch, generation });
                 self.take_answers(true);
+                // The snapshot may have let another order go on, which ended this session.
+                if !self.nodes[&id].sessions.contains_key(&branch) {
+                    continue;
+                }
             }
             let changes = self.session_changes(id, branch);
+            let s = &self.nodes[&id].sessions[&branch];
+            if s.kind == SessionKind::Maintenance && !s.views.named && changes.is_empty() {
+                // Nothing to do. (Others end as soon as they are not appointed any more.)
+                self.nodes.get_mut(&id).expect("known").sessions.remove(&branch);
+                self.ask(id, Ask::Other, MetaRequest::Detach { branch, epoch, clean: true });
+                continue;
+            }
             if !changes.is_empty() {
                 self.ask(id, Ask::Session(branch), MetaRequest::Propose { branch, epoch, changes });
                 self.take_answers(true);
