@@ -1,6 +1,8 @@
 //! The whole way: guest -> session -> stores of three nodes and back, over real bytes.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
+#[path = "whole/clones.rs"]
+mod clones;
 #[path = "whole/seats.rs"]
 mod seats;
 #[path = "whole/snapshots.rs"]
@@ -32,15 +34,19 @@ fn made_among(nodes: u32, chunks: u32) -> (World, BranchId) {
     let mut w = World::new(nodes);
     w.run(Span::millis(300));
     let branch = w.metad.create("v", chunks, &[1, 2, 3]);
-    let ready = w.until(Span::secs(5), |w| w.metad.volumes[&branch].placement.is_none());
-    assert!(ready, "{}", w.tail());
-    let serves = w.until(Span::secs(5), |w| w.node(1).session(branch).is_some_and(|s| s.is_serving()));
-    assert!(serves, "{}", w.tail());
-    w.metad.appoint(branch, None);
-    let closed = w.until(Span::secs(5), |w| w.node(1).session(branch).is_none());
-    assert!(closed, "{}", w.tail());
+    created(&mut w, branch, 1);
     assert_eq!(w.metad.detached_cleanly, 1, "a maintenance session closes cleanly");
     (w, branch)
+}
+/// Its maintenance session, on this node, makes it and goes.
+fn created(w: &mut World, branch: BranchId, on: u32) {
+    let ready = w.until(Span::secs(5), |w| w.metad.volumes[&branch].placement.is_none());
+    assert!(ready, "{}", w.tail());
+    let serves = w.until(Span::secs(5), |w| w.node(on).session(branch).is_some_and(|s| s.is_serving()));
+    assert!(serves, "{}", w.tail());
+    w.metad.appoint(branch, None);
+    let closed = w.until(Span::secs(5), |w| w.node(on).session(branch).is_none());
+    assert!(closed, "{}", w.tail());
 }
 
 #[test]

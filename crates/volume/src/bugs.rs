@@ -31,6 +31,8 @@ pub struct Bugs {
     pub reconcile_into_new: bool,
     /// A seal leaves the resync attempts under way alone.
     pub seal_leaves_attempt: bool,
+    /// A clone reads its parent's head instead of the generation that it was made of.
+    pub parent_head: bool,
 }
 
 /// The switch: a constant false without the feature.

@@ -11,8 +11,8 @@ use proto::control::{MetaAnswer, MetaRequest};
 use proto::limits::{ANSWER_TIMEOUT, BLOCK, READER_EPOCH};
 use proto::message::{BlockState, Reply, Request, RequestFrame, Run, Scope, View};
 use proto::{
-    BlockRange, ChunkIndex, Configuration, Level, Map, NodeId, Payload, Place, Refusal, Set, Span, Time,
-    Version,
+    BlockRange, ChunkIndex, Configuration, Epoch, Level, Map, NodeId, Payload, Place, Refusal, Set, Span,
+    Time, Version,
 };
 use slab::Slab;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -33,6 +33,8 @@ pub(crate) enum Want {
     Data,
     /// States alone, for block status.
     States,
+    /// States in that level alone: what is absent there stays so.
+    Here,
 }
 
 #[derive(Debug)]
@@ -114,15 +116,20 @@ pub(crate) struct Chain {
     out: VecDeque<Out>,
     /// When metad said that there is no such view any more.
     gone: Option<Time>,
+    /// A seeded bug: the levels' heads are read.
+    heads: bool,
 }
 
 impl Chain {
-    /// The nearest level first.
+    /// The nearest level first. Beyond a level's size nothing of those below it is seen either: it was smaller than
+    /// they are when it was sealed.
     pub fn new(me: NodeId, chunk_shift: u8, levels: &[Level], now: Time) -> Chain {
-        let at = |level: &Level| {
-            let chunks = level.size.div_ceil(1 << chunk_shift);
+        let mut least = u64::MAX;
+        let mut at = |level: &Level| {
+            least = least.min(level.size);
+            let chunks = least.div_ceil(1 << chunk_shift);
             At {
-                level: *level,
+                level: Level { size: least, ..*level },
                 chunks: Map::default(),
                 wanted: (0..u32::try_from(chunks).expect("at most 2^20 chunks")).collect(),
                 asked: None,
@@ -133,7 +140,7 @@ impl Chain {
             now,
             me,
             chunk_shift,
-            levels: levels.iter().map(at).collect(),
+            levels: levels.iter().map(&mut at).collect(),
             connected: Set::default(),
             jobs: Slab::new(),
             pending: BTreeMap::new(),
@@ -141,6 +148,7 @@ impl Chain {
             next_token: 0,
             out: VecDeque::new(),
             gone: None,
+            heads: false,
         };
         chain.connected.insert(me);
         chain.push(now);
@@ -156,8 +164,16 @@ impl Chain {
     fn is_gone(&self) -> bool {
         self.gone.is_some_and(|t| self.now.since(t) < GONE_FOR)
     }
+    /// A seeded bug: reads the heads of the levels, as a session that had them would.
+    pub fn read_heads(&mut self) {
+        self.heads = true;
+    }
     pub fn is_idle(&self) -> bool {
         self.jobs.is_empty()
+    }
+    /// Nothing is to be polled.
+    pub fn is_quiet(&self) -> bool {
+        self.out.is_empty()
     }
 
     pub fn next_wake(&self) -> Time {
@@ -216,7 +232,7 @@ impl Chain {
                 self.found(s, place, &runs, &payload);
             }
             Reply::Map { runs }
-                if self.jobs[s.job].want == Want::States
+                if self.jobs[s.job].want != Want::Data
                     && runs.iter().map(|r| u64::from(r.count)).sum::<u64>() == u64::from(s.range.count) =>
             {
                 self.found(s, place, &runs, &Payload::empty());
@@ -326,32 +342,19 @@ impl Chain {
         u32::try_from(left.div_ceil(BLOCK as u64)).expect("a chunk has at most 2^20 blocks")
     }
 
-    /// Asks somebody for the blocks of a segment.
+    /// Asks somebody for the blocks of a segment. What lies beyond the level's end is absent, here and below.
     fn look(&mut self, mut s: Segment) {
-        let chunk = self.jobs[s.job].chunk;
-        while s.level < self.levels.len() {
-            let room = self.blocks(s.level, chunk);
-            if s.range.end() > room && s.range.first < room {
-                // what lies beyond the level's end is absent in it
-                self.jobs[s.job].left += 1;
-                let beyond = BlockRange::new(room, s.range.end() - room);
-                self.look(Segment {
-                    range: beyond,
-                    level: s.level + 1,
-                    tried: vec![],
-                    unknown: 0,
-                    bad: 0,
-                    was_bad: false,
-                    ..s
-                });
-                s.range = BlockRange::new(s.range.first, room - s.range.first);
-            }
-            if s.range.first < room {
-                return self.ask(s);
-            }
-            s.level += 1;
+        let room = if s.level < self.levels.len() { self.blocks(s.level, self.jobs[s.job].chunk) } else { 0 };
+        if s.range.first >= room {
+            return self.settle(&s, BlockState::Absent);
         }
-        self.settle(&s, BlockState::Absent);
+        if s.range.end() > room {
+            self.jobs[s.job].left += 1;
+            let beyond = BlockRange::new(room, s.range.end() - room);
+            self.settle(&Segment { range: beyond, tried: vec![], ..s }, BlockState::Absent);
+            s.range = BlockRange::new(s.range.first, room - s.range.first);
+        }
+        self.ask(s);
     }
 
     fn ask(&mut self, mut s: Segment) {
@@ -371,16 +374,16 @@ impl Chain {
         let number = c.number;
         if let Some(place) = next {
             let l = &self.levels[s.level].level;
-            let view = View::At(l.generation);
+            let view = if self.heads { View::Head } else { View::At(l.generation) };
             let request = match self.jobs[s.job].want {
                 Want::Data => Request::Read { view, range: s.range, media: false, source_process: None },
-                Want::States => Request::Map { view, range: s.range },
+                Want::States | Want::Here => Request::Map { view, range: s.range },
             };
             let scope = Scope {
                 drive: place.drive,
                 branch: l.branch,
                 chunk: ChunkIndex(chunk),
-                epoch: READER_EPOCH,
+                epoch: if self.heads { Epoch(u32::MAX) } else { READER_EPOCH },
                 incarnation: place.incarnation,
                 configuration: number,
                 ..Scope::default()
@@ -424,7 +427,7 @@ impl Chain {
             let range = BlockRange::new(first, run.count);
             first += run.count;
             let elsewhere = match run.state {
-                BlockState::Absent => Some(Segment {
+                BlockState::Absent if self.jobs[s.job].want != Want::Here => Some(Segment {
                     level: s.level + 1,
                     range,
                     tried: vec![],

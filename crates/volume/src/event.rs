@@ -147,4 +147,6 @@ pub enum WaitReason {
     Doubt,
     /// The snapshot of a group: Raft has not said that all are drained, or that it is called off.
     Sealing,
+    /// A clone: nobody who has the parent's view can be asked for what the clone itself has not.
+    Parent,
 }

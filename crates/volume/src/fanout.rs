@@ -124,6 +124,9 @@ impl Session {
             key: KeyId(0),
             sums,
         };
+        if let Some(p) = &mut self.parents {
+            p.presence.wrote(chunk, range);
+        }
         let c = &mut self.chunks[chunk as usize];
         c.in_flight += 1;
         let sent = c.fanout;

@@ -20,6 +20,8 @@ mod members;
 mod opening;
 mod ops;
 mod ordering;
+mod parents;
+mod presence;
 mod propose;
 pub mod reader;
 mod reads;

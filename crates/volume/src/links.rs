@@ -49,6 +49,7 @@ impl Session {
             return;
         }
         self.link_lost(n);
+        self.parents_linked(id, true);
         let changed = self.nodes[n].process.is_some_and(|p| p != process);
         let node = &mut self.nodes[n];
         node.connection = Some(connection);
@@ -103,6 +104,7 @@ impl Session {
         }
         self.nodes[n].since = self.now;
         self.link_lost(n);
+        self.parents_linked(id, false);
         self.dirty = true;
     }
 
@@ -136,6 +138,7 @@ impl Session {
                 self.probe_answered(op);
             }
             What::Map { op } => self.stalled.push(op),
+            What::Presence(at) => self.presence_lost(at),
             What::Verify { op, slot } => self.verify_answered(op, slot, None),
             What::Repair { op } => self.repaired(op, false),
             What::Rewrite { key, .. } => self.rewrites.again(key, self.now),
@@ -185,6 +188,9 @@ impl Session {
     }
 
     pub(crate) fn reply(&mut self, node: NodeId, f: ReplyFrame) {
+        if f.token & crate::chain::TOKEN != 0 {
+            return self.parents_reply(f.token, f.reply);
+        }
         let Some(&n) = self.node_ix.get(&node) else { return };
         if self.nodes[n].connection.is_none() || (f.branch != self.branch && f.branch != BranchId(0)) {
             return;
@@ -243,6 +249,7 @@ impl Session {
             (What::Begin { chunk, number }, Reply::Done) => self.attempt_ready(chunk, number),
             (What::Record { chunk, number }, Reply::Done) => self.record_made(chunk, number),
             (What::Map { op }, Reply::Map { runs }) => self.map_answered(op, runs),
+            (What::Presence(at), Reply::Map { runs }) => self.presence_answered(p.drive, at, &runs),
             (What::Verify { op, slot }, Reply::Verified { extents, bad }) => {
                 self.verify_answered(op, slot, Some((extents, bad)));
             }
@@ -291,7 +298,7 @@ impl Session {
                 self.probe_answered(op);
             }
             What::Credit { probe: None } => self.credit_answered(d, None, 0, false),
-            what @ (What::Map { .. } | What::Verify { .. } | What::Repair { .. }) => {
+            what @ (What::Map { .. } | What::Presence(_) | What::Verify { .. } | What::Repair { .. }) => {
                 self.lost(Pending { what, ..p });
             }
             What::EndDoubt => {}

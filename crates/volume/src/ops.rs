@@ -459,6 +459,7 @@ impl Session {
         self.unsplit.clear();
         self.parked.clear();
         self.fetches.clear();
+        self.drop_parents();
         self.stuck.clear();
         self.stalled.clear();
         self.answerable.clear();

@@ -190,6 +190,9 @@ impl Session {
     }
 
     pub(crate) fn meta_answer(&mut self, token: u64, answer: MetaAnswer) {
+        if token & crate::chain::TOKEN != 0 {
+            return self.parents_placed(token, &answer);
+        }
         let Some((_, asked)) = self.asked.remove(&token) else { return };
         self.dirty = true;
         let unheard = matches!(answer, MetaAnswer::Unavailable);

@@ -1,6 +1,6 @@
 //! Reads (5.5): from the local in-sync replica that is not in doubt, else from another; released when every
 //! overlapping write sent meanwhile is acknowledged, under a lease of every in-sync replica. A bad block is read
-//! from another replica (5.8).
+//! from another replica (5.8). What a clone has not is its parents' (6, `parents`).
 
 use crate::event::{CloseReason, Leases, Notice};
 use crate::members::{Mask, bit, slots};
@@ -55,6 +55,17 @@ impl Fetch {
     pub fn is_of(&self, chunk: u32) -> bool {
         self.chunk == chunk
     }
+    /// A repair is of what the branch itself has.
+    pub fn sees_parents(&self) -> bool {
+        !matches!(self.reader, Reader::Repair(_))
+    }
+    /// More of it, in one segment that was counted, or in several.
+    pub fn more(&mut self, segments: u32) {
+        self.left += segments;
+    }
+    pub fn found(&mut self, parts: impl IntoIterator<Item = Part>) {
+        self.parts.extend(parts);
+    }
 }
 
 /// A run of blocks of a fetch, and the replicas that could not give it.
@@ -77,6 +88,9 @@ impl Session {
 
     pub(crate) fn fetch(&mut self, reader: Reader, chunk: u32, range: BlockRange, tried: Mask) {
         let fetch = self.fetches.insert(Fetch { reader, chunk, parts: vec![], left: 1 });
+        if self.parents.is_some() && self.fetches[fetch].sees_parents() {
+            return self.fetch_layers(fetch, chunk, range);
+        }
         self.fetch_segment(Segment { fetch, range, tried });
     }
 
@@ -94,7 +108,7 @@ impl Session {
             })
     }
 
-    fn fetch_segment(&mut self, g: Segment) {
+    pub(crate) fn fetch_segment(&mut self, g: Segment) {
         let chunk = self.fetches[g.fetch].chunk;
         if let Some(slot) = self.readable(chunk, g.tried) {
             let drive = self.chunks[chunk as usize].slots[slot].drive;
@@ -147,9 +161,18 @@ impl Session {
             return self.fetch_segment(Segment { tried: g.tried | bit(slot), ..g });
         }
         let (mut first, mut at) = (g.range.first, 0);
+        let beneath = self.parents.is_some() && self.fetches[g.fetch].sees_parents();
+        let mut absent: Vec<BlockRange> = vec![];
         for run in runs {
             let range = BlockRange::new(first, run.count);
             first += run.count;
+            if beneath && run.state == BlockState::Absent {
+                match absent.last_mut() {
+                    Some(l) if l.end() == range.first => *l = BlockRange::new(l.first, l.count + range.count),
+                    _ => absent.push(range),
+                }
+                continue;
+            }
             if run.state == BlockState::Bad {
                 self.fetches[g.fetch].left += 1;
                 self.want_repair(chunk, range, slot, run);
@@ -166,6 +189,10 @@ impl Session {
                 payload: bytes,
                 version: run.version,
             });
+        }
+        for range in absent {
+            self.fetches[g.fetch].left += 1;
+            self.fetch_parents(g.fetch, chunk, range);
         }
         self.segment_done(g.fetch);
     }
@@ -195,7 +222,7 @@ impl Session {
         self.dirty = true;
     }
 
-    fn segment_done(&mut self, fetch: usize) {
+    pub(crate) fn segment_done(&mut self, fetch: usize) {
         let f = &mut self.fetches[fetch];
         f.left -= 1;
         if f.left > 0 {

@@ -3,7 +3,8 @@
 //! Owns everything that is decided about one branch: versions, marks, membership, the guest's requests. Never
 //! touches a socket, a drive or a clock. The rules stand in the rooms: `ops` and `ordering` (hold-back), `fanout`
 //! and `acks` (5.1), `flush`, `reads` (5.5), `links` (retries), `fail` and `propose` (3, 5.2), `resync` (5.3),
-//! `opening` and `reconcile` (5.4, 5.6), `repair` (5.8), `seal` (6), `create`, `close`.
+//! `opening` and `reconcile` (5.4, 5.6), `repair` (5.8), `seal`, `parents` and
+//! `presence` (6), `create`, `close`.
 
 use crate::bugs::Seeded;
 use crate::event::{CloseReason, Effect, Event, Leases, Notice, WaitReason};
@@ -83,6 +84,8 @@ pub(crate) enum What {
     Map {
         op: usize,
     },
+    /// Where the branch itself has something.
+    Presence(crate::presence::At),
     Verify {
         op: usize,
         slot: usize,
@@ -200,6 +203,8 @@ pub struct Session {
     pub(crate) idle_since: Option<Time>,
     /// The size to be, while its new chunks are not all known.
     pub(crate) growing: Option<Geometry>,
+    /// Of a clone: what is absent in the branch is read there.
+    pub(crate) parents: Option<Box<crate::parents::Parents>>,
 }
 
 impl Session {
@@ -276,6 +281,7 @@ impl Session {
             waits: BTreeMap::new(),
             idle_since: None,
             growing: None,
+            parents: crate::parents::Parents::new(&attached.parents),
             attached,
         };
         s.window.restart(1);
@@ -343,11 +349,11 @@ impl Session {
     /// When `Wake` is wanted; `Time::FAR` when nothing has a deadline.
     #[must_use]
     pub fn next_wake(&self) -> Time {
-        if self.phase == Phase::Closed || !self.has_deadlines() {
-            Time::FAR
-        } else {
-            self.next_tick.min(self.seal.wake())
+        if self.phase == Phase::Closed {
+            return Time::FAR;
         }
+        let own = if self.has_deadlines() { self.next_tick.min(self.seal.wake()) } else { Time::FAR };
+        self.parents.as_ref().map_or(own, |p| p.wake().min(own))
     }
 
     /// Pushes whatever can be pushed. Cheap when nothing changed.
@@ -364,6 +370,9 @@ impl Session {
         let mut rounds = 0;
         loop {
             self.run_ready();
+            if self.parents.is_some() {
+                self.push_parents();
+            }
             if (self.dirty || (tick && rounds == 0)) && self.phase != Phase::Closed {
                 self.dirty = false;
                 self.look_at_everything(leases, tick && rounds == 0);
@@ -374,6 +383,7 @@ impl Session {
             self.answer_reads(leases);
             rounds += 1;
             let quiet = self.ready.is_empty() && self.unsplit.is_empty() && !self.flush_dirty && !self.dirty;
+            let quiet = quiet && self.parents.as_ref().is_none_or(|p| p.is_quiet());
             if self.phase == Phase::Closed || quiet {
                 break;
             }

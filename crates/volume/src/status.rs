@@ -23,6 +23,7 @@ impl WaitReason {
             WaitReason::Lease => "lease",
             WaitReason::Doubt => "doubt",
             WaitReason::Sealing => "sealing",
+            WaitReason::Parent => "parent",
         }
     }
 }
@@ -169,7 +170,7 @@ impl Session {
             .collect();
         format!(
             "{:?} undecided {undecided:?} drives (serving failed doubt overdue slow want) {drives:?} pending {:?} \
-             asked {:?} attempts {:?} window {} requests {} arrivals {} flushes {:?} seq {} seal {:?} generation {:?} views {:?} ops {:?}",
+             asked {:?} attempts {:?} window {} requests {} arrivals {} flushes {:?} seq {} seal {:?} generation {:?} views {:?} ops {:?} parents {:?}",
             self.phase,
             self.pending,
             self.asked,
@@ -183,6 +184,7 @@ impl Session {
             self.generation,
             self.attached.views,
             self.ops.iter().take(3).collect::<Vec<_>>(),
+            self.parents,
         )
     }
     /// Guests' requests that are not completed.
@@ -231,6 +233,7 @@ impl Session {
             (WaitReason::MinInSync, min),
             (WaitReason::Lease, lease),
             (WaitReason::Sealing, self.held_since().is_some_and(worth)),
+            (WaitReason::Parent, self.parents_waited_for().is_some_and(worth)),
         ];
         for (i, (reason, is)) in (0u8..).zip(now) {
             match (is, self.waits.contains_key(&i)) {
@@ -265,6 +268,7 @@ impl Session {
             );
         }
         self.check_seal();
+        self.check_parents();
         if self.phase == Phase::Closed {
             assert!(self.requests.is_empty() && self.flushes.is_empty() && self.arrivals.is_empty());
         }

@@ -4,14 +4,14 @@ use crate::members::slots;
 use crate::ops::{OpKind, Yield};
 use crate::session::{Session, What};
 use proto::limits::BLOCKS_PER_EXTENT;
-use proto::message::{Request, Run, View};
+use proto::message::{BlockState, Request, Run, View};
 use std::collections::BTreeMap;
 
 /// What a replica says of its extents: (extent, hash), and the blocks that are bad.
 pub(crate) type Verified = (Vec<(u32, u64)>, Vec<u32>);
 
 impl Session {
-    /// Block status: from one in-sync replica.
+    /// Block status: from one in-sync replica, and what is absent there from the parents.
     pub(crate) fn start_map(&mut self, id: usize) {
         let (chunk, range) = (self.ops[id].piece.chunk, self.ops[id].piece.range);
         let Some(slot) = self.readable(chunk, 0) else {
@@ -28,6 +28,13 @@ impl Session {
             self.stalled.push(id);
             return;
         }
+        if self.parents.is_some() && runs.iter().any(|r| r.state == BlockState::Absent) {
+            return self.map_layers(id, &runs);
+        }
+        self.map_done(id, runs);
+    }
+
+    pub(crate) fn map_done(&mut self, id: usize, runs: Vec<Run>) {
         self.ops[id].kind = OpKind::Map(runs);
         self.hold_answer(id);
     }

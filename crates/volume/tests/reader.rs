@@ -160,7 +160,9 @@ impl World {
 
     /// What the view has in a block.
     fn is(&self, chunk: u32, block: u32) -> Option<u64> {
-        self.truth.iter().find_map(|l| l.get(&(chunk, block)).copied())
+        let offset = u64::from(chunk) * CHUNK + u64::from(block) * 4096;
+        let seen = self.levels.iter().zip(&self.truth).take_while(|(l, _)| offset < l.size);
+        seen.into_iter().find_map(|(_, has)| has.get(&(chunk, block)).copied())
     }
 
     fn judge(&self, ticket: Ticket, result: &Result<GuestReply, GuestError>) {

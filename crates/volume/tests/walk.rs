@@ -9,6 +9,7 @@ use proptest::prelude::*;
 use proto::control::SessionKind;
 use proto::*;
 use volume::*;
+use world::family::Family;
 use world::judge::Kind;
 use world::metad::{Metad, configuration};
 use world::*;
@@ -200,13 +201,32 @@ fn step(w: &mut World, faults: u64) {
     w.wake();
 }
 
+/// Every third walk is that of a clone, with up to four levels above it.
+fn descend(w: &mut World, seed: u64) {
+    if !seed.is_multiple_of(3) {
+        return;
+    }
+    let mut rng = Rng(seed ^ 0xfa_411e);
+    let sizes: Vec<u64> =
+        (0..1 + rng.below(4)).map(|_| [2 * CHUNK, CHUNK + 4 * 4096, 14 * 4096][rng.below(3)]).collect();
+    let blocks: Vec<(u32, u32)> = (10..20).map(|b| (0, b)).chain((0..10).map(|b| (1, b))).collect();
+    w.descend(Family::new(&mut rng, 24, &sizes, &blocks, 4));
+}
+
 fn walk(seed: u64, steps: usize, faults: u64, bugs: Bugs) -> Result<World, String> {
     let mut w = world(seed);
+    descend(&mut w, seed);
     w.bugs = bugs;
     w.judge.zeroed = (CHUNK_BLOCKS - 64..CHUNK_BLOCKS).collect();
     w.attach(NodeId(1), SessionKind::Guest);
     for i in 0..steps {
         step(&mut w, faults);
+        if let Some(mut f) = w.family.take() {
+            if w.rng.chance(faults / 8) {
+                f.stir(&mut w.rng);
+            }
+            w.family = Some(f);
+        }
         w.invariant()?;
         w.same()?;
         if i % 16 == 0 {
@@ -215,6 +235,7 @@ fn walk(seed: u64, steps: usize, faults: u64, bugs: Bugs) -> Result<World, Strin
     }
     w.judge.linearizable()?;
     // faults stop
+    w.family.iter_mut().for_each(Family::calm);
     w.cut = None;
     w.metad.down.clear();
     if newest(&w).is_none_or(|h| w.hosts[h].epoch != w.metad.epoch) {
@@ -371,6 +392,7 @@ mod bites {
         no_lease_check,
         cut_misses_write,
         reconcile_into_new,
-        seal_leaves_attempt
+        seal_leaves_attempt,
+        parent_head
     );
 }

@@ -3,7 +3,7 @@
 use super::*;
 use volume::{GuestError, GuestReply};
 
-fn sealed(w: &mut World, branch: BranchId, name: &str) {
+pub fn sealed(w: &mut World, branch: BranchId, name: &str) {
     w.metad.snapshot(branch, name);
     let ok = w.until(Span::secs(2), |w| w.metad.is_sealed(branch, name));
     assert!(ok, "{}", w.tail());

@@ -28,6 +28,8 @@ pub struct Volume {
     pub views: BranchViews,
     /// By name; those that are being sealed too.
     pub snapshots: BTreeMap<String, (Generation, u64)>,
+    /// Of a clone: where it reads what it has not.
+    pub parents: Vec<Level>,
 }
 
 pub struct Metad {
@@ -97,9 +99,28 @@ impl Metad {
             appointed: None,
             views: BranchViews::plain(Generation::FIRST),
             snapshots: BTreeMap::new(),
+            parents: vec![],
         };
         self.volumes.insert(branch, volume);
         self.appoint(branch, Some(NodeId(on[0])));
+        branch
+    }
+    /// A clone of a snapshot, of so many chunks.
+    pub fn clone_of(
+        &mut self,
+        source: BranchId,
+        snapshot: &str,
+        name: &str,
+        chunks: u32,
+        on: &[u32],
+    ) -> BranchId {
+        let v = &self.volumes[&source];
+        let (generation, size) = v.snapshots[snapshot];
+        assert!(generation < v.views.open(), "only what is sealed is cloned");
+        let parents: Vec<Level> =
+            [Level { branch: source, generation, size }].into_iter().chain(v.parents.clone()).collect();
+        let branch = self.create(name, chunks, on);
+        self.volumes.get_mut(&branch).unwrap().parents = parents;
         branch
     }
     pub fn appoint(&mut self, branch: BranchId, node: Option<NodeId>) {
@@ -255,7 +276,10 @@ impl Metad {
                     Some(&(generation, size)) => MetaAnswer::Snapshot(Box::new(SnapshotFound {
                         volume: VolumeId(v.branch.0),
                         geometry: Geometry { size, ..v.geometry },
-                        levels: vec![Level { branch: v.branch, generation, size }],
+                        levels: [Level { branch: v.branch, generation, size }]
+                            .into_iter()
+                            .chain(v.parents.clone())
+                            .collect(),
                     })),
                 }
             }
@@ -367,7 +391,7 @@ impl Metad {
             kind,
             geometry: v.geometry,
             views: v.views.clone(),
-            parents: vec![],
+            parents: v.parents.clone(),
             min_in_sync: 2,
             wait_when_degraded: true,
             write_through: false,

@@ -401,7 +401,11 @@ impl World {
         ticket
     }
     pub fn write(&mut self, n: u32, export: u64, offset: u64, bytes: &[u8]) -> Ticket {
-        let data = GuestData { payload: Payload::copy_of(bytes) };
+        // What lies beside the bytes in their blocks means nothing.
+        let head = usize::try_from(offset % 4096).unwrap();
+        let mut blocks = vec![0xee; (head + bytes.len()).next_multiple_of(4096)];
+        blocks[head..head + bytes.len()].copy_from_slice(bytes);
+        let data = GuestData { payload: Payload::copy_of(&blocks) };
         let len = u32::try_from(bytes.len()).unwrap();
         self.ask(n, export, GuestOp::Write { offset, len, data, fua: false })
     }

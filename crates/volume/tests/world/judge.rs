@@ -36,6 +36,8 @@ pub struct Judge {
     pub flushes: u64,
     /// Blocks that were zeroed: values there are not unique.
     pub zeroed: std::collections::BTreeSet<u64>,
+    /// What blocks of a clone are before they are written.
+    pub inherited: BTreeMap<u64, u64>,
     abandoned: Vec<Epoch>,
     pub maps: BTreeMap<Ticket, Vec<proto::message::Run>>,
     pub verified: BTreeMap<Ticket, (Vec<u64>, u64)>,
@@ -160,7 +162,7 @@ impl Judge {
             if self.zeroed.contains(&block) {
                 continue;
             }
-            let write = if value == 0 {
+            let write = if value == self.inherited.get(&block).copied().unwrap_or(0) {
                 (0, 0)
             } else {
                 *writes.get(&(block, value)).ok_or(format!("block {block}: {value} from nowhere"))?

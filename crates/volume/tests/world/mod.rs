@@ -2,6 +2,7 @@
 //! fake metad; leases as plain truth; a guest with unique values. Everything that can happen may happen late.
 #![allow(dead_code, reason = "each test uses a part of it")]
 
+pub mod family;
 pub mod judge;
 pub mod metad;
 pub mod replica;
@@ -83,6 +84,8 @@ pub struct World {
     /// metad's questions on their way: (host, token, request).
     pub questions: VecDeque<(usize, u64, control::MetaRequest)>,
     pub clean: bool,
+    /// The parents, if the branch is a clone.
+    pub family: Option<family::Family>,
     /// A node cut off from the others.
     pub cut: Option<NodeId>,
     /// Values of each sealed view, as they were when it was confirmed.
@@ -106,6 +109,7 @@ impl World {
             bugs: Bugs::default(),
             questions: VecDeque::new(),
             clean: false,
+            family: None,
             cut: None,
             images: BTreeMap::new(),
             asked: 0,
@@ -120,6 +124,13 @@ impl World {
             w.nodes.insert(NodeId(n), Node { up: true, process: 1, drives: vec![d] });
         }
         w
+    }
+
+    /// The branch is a clone of these.
+    pub fn descend(&mut self, family: family::Family) {
+        self.metad.attached.parents = family.levels.clone();
+        self.judge.inherited = family.values();
+        self.family = Some(family);
     }
 
     pub fn attach(&mut self, node: NodeId, kind: SessionKind) -> usize {
@@ -262,6 +273,11 @@ impl World {
 
     pub fn deliver_to_replica(&mut self, h: usize, n: NodeId) -> bool {
         let Some(f) = self.hosts[h].links.get_mut(&n).unwrap().to_replica.pop_front() else { return false };
+        if f.scope.branch != BRANCH {
+            let reply = self.family.as_mut().expect("only a clone asks for another branch").handle(n, &f);
+            self.answer(h, n, reply);
+            return true;
+        }
         let holder = self.hosts[h].node;
         let d = self.nodes.get_mut(&n).unwrap().drives.iter_mut().find(|d| d.id == f.scope.drive);
         let Some(d) = d else {
@@ -379,7 +395,13 @@ impl World {
         let answer = if unheard {
             control::MetaAnswer::Unavailable
         } else {
-            self.metad.apply(self.hosts[h].epoch, &request)
+            match &request {
+                control::MetaRequest::Chunks { branch, epoch, chunks } if *branch != BRANCH => {
+                    let family = self.family.as_ref().expect("only a clone asks for another branch");
+                    family.chunks(*branch, chunks, *epoch)
+                }
+                _ => self.metad.apply(self.hosts[h].epoch, &request),
+            }
         };
         let answer = if lose { control::MetaAnswer::Unavailable } else { answer };
         self.take_images();
