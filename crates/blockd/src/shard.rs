@@ -312,6 +312,10 @@ impl<C: Core> Shard<C> {
                 self.exports.answered(question, answer);
                 self.pump(now);
             }
+            ToShard::Since { connection, export, answer } => {
+                self.exports.compared(connection, &export, answer);
+                self.pump(now);
+            }
             ToShard::Resolved { link, address } => {
                 let event = match address {
                     Some(a) => self.links.dial(&mut self.ring, link, a),

@@ -152,6 +152,7 @@ fn bytes_of(op: &GuestOp) -> (u64, u64) {
         GuestOp::Discard { offset, len, .. }
         | GuestOp::WriteZeroes { offset, len, .. }
         | GuestOp::Map { offset, len }
+        | GuestOp::Changes { offset, len, .. }
         | GuestOp::Verify { offset, len } => (*offset, *len),
         GuestOp::Flush => (0, 0),
     }

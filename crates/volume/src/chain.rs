@@ -11,8 +11,8 @@ use proto::control::{MetaAnswer, MetaRequest};
 use proto::limits::{ANSWER_TIMEOUT, BLOCK, READER_EPOCH};
 use proto::message::{BlockState, Reply, Request, RequestFrame, Run, Scope, View};
 use proto::{
-    BlockRange, ChunkIndex, Configuration, Epoch, Level, Map, NodeId, Payload, Place, Refusal, Set, Span,
-    Time, Version,
+    BlockRange, ChunkIndex, Configuration, Epoch, Generation, Level, Map, NodeId, Payload, Place, Refusal,
+    Set, Span, Time, Version,
 };
 use slab::Slab;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -23,6 +23,8 @@ const AGAIN: Span = Span::millis(200);
 const META_AGAIN: Span = Span::secs(3);
 /// So long it counts that metad knows no such view: it may be there under another name.
 const GONE_FOR: Span = Span::secs(2);
+/// So many rounds in which all refuse end a question of what has changed.
+const REFUSED: u32 = 10;
 /// Chunks in one question.
 const BATCH: usize = 4096;
 /// Marks the chain's tokens: whoever owns it has others.
@@ -35,6 +37,8 @@ pub(crate) enum Want {
     States,
     /// States in that level alone: what is absent there stays so.
     Here,
+    /// What that level has that is younger than this; what it has not has not changed since.
+    Changes(Generation),
 }
 
 #[derive(Debug)]
@@ -92,6 +96,8 @@ struct Segment {
     bad: usize,
     /// In the round before they were bad everywhere.
     was_bad: bool,
+    /// Rounds in which all said that they have no such view.
+    refused: u32,
 }
 
 #[derive(Debug)]
@@ -191,7 +197,16 @@ impl Chain {
     pub fn fetch(&mut self, now: Time, tag: usize, level: usize, chunk: u32, range: BlockRange, want: Want) {
         self.now = self.now.max(now);
         let job = self.jobs.insert(Job { tag, want, chunk, parts: vec![], left: 1, failed: false });
-        self.look(Segment { job, level, range, tried: vec![], unknown: 0, bad: 0, was_bad: false });
+        self.look(Segment {
+            job,
+            level,
+            range,
+            tried: vec![],
+            unknown: 0,
+            bad: 0,
+            was_bad: false,
+            refused: 0,
+        });
     }
 
     // ------------------------------------------------------------------ events
@@ -378,6 +393,7 @@ impl Chain {
             let request = match self.jobs[s.job].want {
                 Want::Data => Request::Read { view, range: s.range, media: false, source_process: None },
                 Want::States | Want::Here => Request::Map { view, range: s.range },
+                Want::Changes(after) => Request::Changes { view, after, range: s.range },
             };
             let scope = Scope {
                 drive: place.drive,
@@ -407,6 +423,11 @@ impl Chain {
                 return self.fail(&s);
             }
             self.out.push_back(Out::Doubted);
+            // The view may be kept, and what it is compared with not: metad is not asked about that.
+            s.refused += 1;
+            if s.refused >= REFUSED && matches!(self.jobs[s.job].want, Want::Changes(_)) {
+                return self.fail(&s);
+            }
         }
         // another round, with the places as they are then
         self.want_places(s.level, chunk);
@@ -427,15 +448,17 @@ impl Chain {
             let range = BlockRange::new(first, run.count);
             first += run.count;
             let elsewhere = match run.state {
-                BlockState::Absent if self.jobs[s.job].want != Want::Here => Some(Segment {
-                    level: s.level + 1,
-                    range,
-                    tried: vec![],
-                    unknown: 0,
-                    bad: 0,
-                    was_bad: false,
-                    ..s
-                }),
+                BlockState::Absent if !matches!(self.jobs[s.job].want, Want::Here | Want::Changes(_)) => {
+                    Some(Segment {
+                        level: s.level + 1,
+                        range,
+                        tried: vec![],
+                        unknown: 0,
+                        bad: 0,
+                        was_bad: false,
+                        ..s
+                    })
+                }
                 BlockState::Bad if self.jobs[s.job].want == Want::Data => {
                     let tried = s.tried.iter().copied().chain([place]).collect();
                     let c = self.levels[s.level].chunks.get(&self.jobs[s.job].chunk);

@@ -1,7 +1,7 @@
 //! Splitting a guest's request: a piece lies in one chunk, a written piece in one extent.
 
 use proto::limits::{BLOCK, EXTENT};
-use proto::{BlockRange, Geometry};
+use proto::{BlockRange, Generation, Geometry};
 
 /// What a piece of a request does.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -13,6 +13,8 @@ pub(crate) enum PieceKind {
     /// Part of one block that is to read as zeroes: a merge.
     ZeroEdge,
     Map,
+    /// A map of what is younger than this.
+    Changes(Generation),
     Verify,
 }
 
@@ -90,7 +92,7 @@ impl Splitter {
             PieceKind::Zero => (PieceKind::Zero, to(ZERO_MAX) / block * block),
             PieceKind::Write => (self.kind, to(EXTENT as u64)),
             PieceKind::Read => (self.kind, to(READ_MAX)),
-            PieceKind::Map => (self.kind, to(MAP_MAX)),
+            PieceKind::Map | PieceKind::Changes(_) => (self.kind, to(MAP_MAX)),
             PieceKind::Verify => (self.kind, to(VERIFY_MAX)),
             PieceKind::ZeroEdge => unreachable!("made from Zero only"),
         };

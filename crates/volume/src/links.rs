@@ -298,6 +298,7 @@ impl Session {
                 self.probe_answered(op);
             }
             What::Credit { probe: None } => self.credit_answered(d, None, 0, false),
+            What::Map { op } if self.map_refused(op, refusal) => {}
             what @ (What::Map { .. } | What::Presence(_) | What::Verify { .. } | What::Repair { .. }) => {
                 self.lost(Pending { what, ..p });
             }

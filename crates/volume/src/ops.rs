@@ -176,6 +176,7 @@ impl Session {
                 (PieceKind::Zero, *offset, *len)
             }
             GuestOp::Map { offset, len } => (PieceKind::Map, *offset, *len),
+            GuestOp::Changes { offset, len, since } => (PieceKind::Changes(*since), *offset, *len),
             GuestOp::Verify { offset, len } => (PieceKind::Verify, *offset, *len),
         };
         if len == 0 || offset.checked_add(len).is_none_or(|end| end > self.geometry.size) {
@@ -204,7 +205,7 @@ impl Session {
                 Answer::Done
             }
             GuestOp::Read { .. } => Answer::Read(vec![]),
-            GuestOp::Map { .. } => Answer::Map(vec![]),
+            GuestOp::Map { .. } | GuestOp::Changes { .. } => Answer::Map(vec![]),
             GuestOp::Verify { .. } => Answer::Verified { differing: vec![], bytes: 0 },
             GuestOp::Flush => unreachable!("answered above"),
         };
@@ -244,7 +245,7 @@ impl Session {
             let Some(piece) = q.splitter.next(geometry) else { return };
             let kind = match piece.kind {
                 PieceKind::Read => OpKind::Read(vec![]),
-                PieceKind::Map => OpKind::Map(vec![]),
+                PieceKind::Map | PieceKind::Changes(_) => OpKind::Map(vec![]),
                 PieceKind::Verify => OpKind::Verify(vec![], vec![]),
                 PieceKind::Zero => OpKind::Zero,
                 PieceKind::ZeroEdge => OpKind::Write(PageBuf::zeroed(1).freeze()),

@@ -133,6 +133,9 @@ impl Reader {
     pub fn branch(&self) -> proto::BranchId {
         self.found.levels.first().map_or(proto::BranchId(0), |l| l.branch)
     }
+    fn generation(&self) -> Generation {
+        self.found.levels.first().map_or(Generation(0), |l| l.generation)
+    }
     pub fn poll(&mut self) -> Option<ReaderEffect> {
         self.effects.pop_front()
     }
@@ -209,10 +212,16 @@ impl Reader {
             GuestOp::Flush => return self.complete(ticket, Ok(GuestReply::Done)),
             GuestOp::Read { offset, len } => (PieceKind::Read, offset, u64::from(len), Answer::Read(vec![])),
             GuestOp::Map { offset, len } => (PieceKind::Map, offset, len, Answer::Map(vec![])),
+            // Of an older generation, or it cannot be told.
+            GuestOp::Changes { offset, len, since } if since < self.generation() => {
+                (PieceKind::Changes(since), offset, len, Answer::Map(vec![]))
+            }
             GuestOp::Write { .. } | GuestOp::Discard { .. } | GuestOp::WriteZeroes { .. } => {
                 return self.complete(ticket, Err(GuestError::ReadOnly));
             }
-            GuestOp::Verify { .. } => return self.complete(ticket, Err(GuestError::Invalid)),
+            GuestOp::Changes { .. } | GuestOp::Verify { .. } => {
+                return self.complete(ticket, Err(GuestError::Invalid));
+            }
         };
         if len == 0 || offset.checked_add(len).is_none_or(|end| end > self.found.geometry.size) {
             return self.complete(ticket, Err(GuestError::Invalid));
@@ -240,7 +249,11 @@ impl Reader {
                 }
                 Answer::Map(v) => {
                     v.push(vec![]);
-                    (v.len() - 1, Want::States)
+                    let want = match piece.kind {
+                        PieceKind::Changes(since) => Want::Changes(since),
+                        _ => Want::States,
+                    };
+                    (v.len() - 1, want)
                 }
             };
             let tag = self.under.insert(Under { request: r, place, piece });
@@ -250,7 +263,8 @@ impl Reader {
 
     fn fetched(&mut self, now: Time, tag: usize, parts: Option<Vec<Part>>) {
         let Under { request, place, piece } = self.under.remove(tag);
-        self.gone |= parts.is_none();
+        // Changes end for another reason, too: the generation they were asked of is gone.
+        self.gone |= parts.is_none() && !matches!(piece.kind, PieceKind::Changes(_));
         let q = &mut self.requests[request];
         q.left -= 1;
         match (parts, &mut q.answer) {

@@ -1,7 +1,7 @@
 //! A guest's request: an obligation. Each ticket is completed exactly once.
 
 use proto::message::Run;
-use proto::{Payload, Ticket};
+use proto::{Generation, Payload, Ticket};
 
 /// Bytes of a guest's write. The payload covers whole blocks: `offset` rounded down to 4 KiB up to the end
 /// rounded up; the bytes outside `offset .. offset + len` in its first and last block mean nothing (they are
@@ -43,6 +43,13 @@ pub enum GuestOp {
     Map {
         offset: u64,
         len: u64,
+    },
+    /// What was written or discarded after this generation of the volume's own branch; absent: unchanged. More may be
+    /// told than has changed, never less. Answered like a map.
+    Changes {
+        offset: u64,
+        len: u64,
+        since: Generation,
     },
     /// Read all in-sync replicas again from their media and compare (`volume verify`).
     Verify {

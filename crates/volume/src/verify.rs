@@ -1,8 +1,11 @@
 //! Block status, and `volume verify`: both under the hold-back.
 
+use crate::geometry::{Piece, PieceKind};
 use crate::members::slots;
 use crate::ops::{OpKind, Yield};
+use crate::request::GuestError;
 use crate::session::{Session, What};
+use proto::Refusal;
 use proto::limits::BLOCKS_PER_EXTENT;
 use proto::message::{BlockState, Request, Run, View};
 use std::collections::BTreeMap;
@@ -11,15 +14,31 @@ use std::collections::BTreeMap;
 pub(crate) type Verified = (Vec<(u32, u64)>, Vec<u32>);
 
 impl Session {
-    /// Block status: from one in-sync replica, and what is absent there from the parents.
+    /// Block status, and what is absent here from the parents; or what has changed: from one in-sync replica. What was
+    /// acknowledged before is on it, and what is in flight and may be in the answer is waited for by `hold_answer`.
     pub(crate) fn start_map(&mut self, id: usize) {
-        let (chunk, range) = (self.ops[id].piece.chunk, self.ops[id].piece.range);
+        let Piece { kind, chunk, range, .. } = self.ops[id].piece;
         let Some(slot) = self.readable(chunk, 0) else {
             return self.stalled.push(id);
         };
         let drive = self.chunks[chunk as usize].slots[slot].drive;
         let token = self.ask(drive, What::Map { op: id });
-        self.send_slot(chunk, slot, token, Request::Map { view: View::Head, range });
+        let view = View::Head;
+        let request = match kind {
+            PieceKind::Changes(after) => Request::Changes { view, after, range },
+            _ => Request::Map { view, range },
+        };
+        self.send_slot(chunk, slot, token, request);
+    }
+
+    /// The generation that changes were asked of is no longer kept: nobody can tell them any more.
+    pub(crate) fn map_refused(&mut self, id: usize, refusal: Refusal) -> bool {
+        let over =
+            refusal == Refusal::UnknownView && matches!(self.ops[id].piece.kind, PieceKind::Changes(_));
+        if over {
+            self.end_op(id, Err(GuestError::Io));
+        }
+        over
     }
 
     pub(crate) fn map_answered(&mut self, id: usize, runs: Vec<Run>) {
@@ -28,7 +47,9 @@ impl Session {
             self.stalled.push(id);
             return;
         }
-        if self.parents.is_some() && runs.iter().any(|r| r.state == BlockState::Absent) {
+        // What the own branch has not has not changed.
+        let changes = matches!(self.ops[id].piece.kind, PieceKind::Changes(_));
+        if !changes && self.parents.is_some() && runs.iter().any(|r| r.state == BlockState::Absent) {
             return self.map_layers(id, &runs);
         }
         self.map_done(id, runs);

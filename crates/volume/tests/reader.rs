@@ -36,6 +36,14 @@ impl Rng {
     }
 }
 
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum What {
+    Read,
+    Map,
+    /// Since generation 2.
+    Changes,
+}
+
 /// A replica of one chunk of one branch.
 #[derive(Clone, Debug, Default)]
 struct Replica {
@@ -52,6 +60,9 @@ struct World {
     levels: Vec<Level>,
     /// Blocks that a level has: its value, 0 for zeroes.
     truth: Vec<BTreeMap<(u32, u32), u64>>,
+    /// Blocks of the first level that are younger than generation 2; and that generation is kept.
+    young: BTreeSet<(u32, u32)>,
+    since_gone: bool,
     replicas: BTreeMap<(BranchId, u32, Place), Replica>,
     places: BTreeMap<(BranchId, u32), Configuration>,
     next_incarnation: u64,
@@ -62,7 +73,7 @@ struct World {
     deleted: bool,
     /// Everything that was ever bad.
     bad: BTreeSet<(BranchId, u32, u32, Place)>,
-    asked: BTreeMap<Ticket, (u64, u64, bool)>,
+    asked: BTreeMap<Ticket, (u64, u64, What)>,
     results: BTreeMap<Ticket, Result<GuestReply, GuestError>>,
     tickets: u64,
 }
@@ -88,6 +99,7 @@ impl World {
             }
             truth.push(has);
         }
+        let young = truth[0].keys().copied().filter(|_| rng.chance(50)).collect();
         let found = SnapshotFound {
             volume: VolumeId(1),
             geometry: Geometry { size: 2 * CHUNK, chunk_shift: 24 },
@@ -101,6 +113,8 @@ impl World {
             reader,
             levels,
             truth,
+            young,
+            since_gone: false,
             replicas: BTreeMap::new(),
             places: BTreeMap::new(),
             next_incarnation: 0,
@@ -166,7 +180,9 @@ impl World {
     }
 
     fn judge(&self, ticket: Ticket, result: &Result<GuestReply, GuestError>) {
-        let (offset, len, _) = self.asked[&ticket];
+        let Some(&(offset, len, what)) = self.asked.get(&ticket) else {
+            return assert!(result.is_err(), "asked past the judge");
+        };
         let at = |i: u64| {
             let block = (offset + i * 4096) / 4096;
             (
@@ -200,6 +216,9 @@ impl World {
                             let (chunk, block) = at(i);
                             i += 1;
                             let is = match self.is(chunk, block) {
+                                _ if what == What::Changes && !self.young.contains(&(chunk, block)) => {
+                                    BlockState::Absent
+                                }
                                 None => BlockState::Absent,
                                 Some(0) => BlockState::Zero,
                                 Some(_) => BlockState::Data,
@@ -212,7 +231,9 @@ impl World {
             }
             Ok(other) => panic!("{other:?}"),
             Err(e) => {
-                assert!(*e == GuestError::Io && (self.deleted || self.was_bad(at(0), len / 4096)), "{e:?}")
+                // what all refuse for long is taken for gone
+                let gone = self.deleted || what == What::Changes;
+                assert!(*e == GuestError::Io && (gone || self.was_bad(at(0), len / 4096)), "{e:?}")
             }
         }
     }
@@ -225,14 +246,17 @@ impl World {
         })
     }
 
-    fn ask(&mut self, chunk: u32, first: u32, count: u32, map: bool) -> Ticket {
+    fn ask(&mut self, chunk: u32, first: u32, count: u32, what: What) -> Ticket {
         self.tickets += 1;
         let ticket = Ticket(self.tickets);
         let offset = u64::from(chunk) * CHUNK + u64::from(first) * 4096;
         let len = count * 4096;
-        self.asked.insert(ticket, (offset, u64::from(len), map));
-        let op =
-            if map { GuestOp::Map { offset, len: u64::from(len) } } else { GuestOp::Read { offset, len } };
+        self.asked.insert(ticket, (offset, u64::from(len), what));
+        let op = match what {
+            What::Read => GuestOp::Read { offset, len },
+            What::Map => GuestOp::Map { offset, len: u64::from(len) },
+            What::Changes => GuestOp::Changes { offset, len: u64::from(len), since: Generation(2) },
+        };
         self.event(ReaderEvent::Guest(GuestRequest { ticket, op }));
         ticket
     }
@@ -241,9 +265,13 @@ impl World {
         let s = f.scope;
         assert_eq!(s.epoch, READER_EPOCH);
         let level = self.levels.iter().position(|l| l.branch == s.branch).unwrap();
-        let (view, range, map) = match f.request {
-            Request::Read { view, range, .. } => (view, range, false),
-            Request::Map { view, range } => (view, range, true),
+        let (view, range, what) = match f.request {
+            Request::Read { view, range, .. } => (view, range, What::Read),
+            Request::Map { view, range } => (view, range, What::Map),
+            Request::Changes { view, after, range } => {
+                assert_eq!((level, after), (0, Generation(2)), "only the volume's own branch is asked");
+                (view, range, What::Changes)
+            }
             other => panic!("{other:?}"),
         };
         assert_eq!(view, View::At(self.levels[level].generation));
@@ -256,12 +284,16 @@ impl World {
         let reply = match place {
             None => refused(Refusal::UnknownReplica),
             Some((_, r)) if r.refuses.is_some() => refused(r.refuses.unwrap()),
+            _ if what == What::Changes && self.since_gone => refused(Refusal::UnknownView),
             Some((_, r)) if r.incomplete || self.deleted => refused(Refusal::UnknownView),
             Some((_, r)) => {
                 let (mut runs, mut sums, mut bytes) = (vec![], vec![], vec![]);
                 for b in range.first..range.end() {
                     let state = match self.truth[level].get(&(s.chunk.0, b)) {
-                        Some(_) if r.bad.contains(&b) && !map => BlockState::Bad,
+                        _ if what == What::Changes && !self.young.contains(&(s.chunk.0, b)) => {
+                            BlockState::Absent
+                        }
+                        Some(_) if r.bad.contains(&b) && what == What::Read => BlockState::Bad,
                         Some(0) => BlockState::Zero,
                         Some(v) => {
                             let mut block = vec![0; 4096];
@@ -275,7 +307,7 @@ impl World {
                     runs.push(Run { count: 1, state, version: Version::ZERO, generation: Generation(1) });
                 }
                 let payload = Payload::copy_of(&bytes);
-                if map { Reply::Map { runs } } else { Reply::ReadDone { runs, sums, payload } }
+                if what == What::Read { Reply::ReadDone { runs, sums, payload } } else { Reply::Map { runs } }
             }
         };
         ReplyFrame { token: f.token, branch: s.branch, drive: s.drive, reply }
@@ -410,8 +442,8 @@ fn walk(seed: u64, depth: u64, faults: u64) {
                     (u32::try_from(w.rng.below(2)).unwrap(), 1 + u32::try_from(w.rng.below(8)).unwrap());
                 let first = if w.rng.chance(50) { 0 } else { BLOCKS - EDGE };
                 let first = first + u32::try_from(w.rng.below(u64::from(EDGE - 8))).unwrap();
-                let map = w.rng.chance(20);
-                w.ask(chunk, first, count, map);
+                let what = [What::Map, What::Changes, What::Read, What::Read, What::Read][w.rng.pick(5)];
+                w.ask(chunk, first, count, what);
             }
             2 if w.rng.chance(faults) => w.fault(),
             3 => w.metad(true),
@@ -444,7 +476,7 @@ fn what_nobody_can_be_asked_about_waits_and_is_never_zeroes() {
     for r in w.replicas.values_mut() {
         r.incomplete = true;
     }
-    let t = w.ask(0, 0, 4, false);
+    let t = w.ask(0, 0, 4, What::Read);
     w.calm(500);
     assert!(!w.results.contains_key(&t), "the snapshot is there, and nobody has it whole");
     w.replicas.values_mut().for_each(|r| r.incomplete = false);
@@ -452,7 +484,7 @@ fn what_nobody_can_be_asked_about_waits_and_is_never_zeroes() {
     assert!(w.results[&t].is_ok());
     // without anybody to ask
     (2..=4).for_each(|n| w.disconnect(NodeId(n)));
-    let t = w.ask(0, 0, 4, false);
+    let t = w.ask(0, 0, 4, What::Read);
     for _ in 0..100 {
         w.now = w.now + Span::millis(100);
         w.metad(true);
@@ -468,9 +500,26 @@ fn a_snapshot_that_is_deleted_is_an_error() {
     let mut w = World::new(2, 1);
     w.calm(10);
     w.deleted = true;
-    let t = w.ask(0, 0, 4, false);
+    let t = w.ask(0, 0, 4, What::Read);
     w.calm(100);
     assert_eq!(w.results[&t].as_ref().unwrap_err(), &GuestError::Io);
+}
+
+#[test]
+fn changes_since_what_is_no_longer_kept_end_in_an_error_and_the_reader_goes_on() {
+    let mut w = World::new(2, 2);
+    w.calm(10);
+    w.since_gone = true;
+    let t = w.ask(0, 0, 4, What::Changes);
+    w.calm(300);
+    assert_eq!(w.results[&t].as_ref().unwrap_err(), &GuestError::Io);
+    let t = w.ask(0, 0, 4, What::Read);
+    w.calm(30);
+    assert!(w.results[&t].is_ok());
+    // a generation that is not older has no answer
+    let op = GuestOp::Changes { offset: 0, len: 4096, since: Generation(3) };
+    w.event(ReaderEvent::Guest(GuestRequest { ticket: Ticket(77), op }));
+    assert_eq!(w.results[&Ticket(77)].as_ref().unwrap_err(), &GuestError::Invalid);
 }
 
 #[test]
@@ -478,7 +527,7 @@ fn places_once_known_need_no_metad() {
     let mut w = World::new(3, 3);
     w.calm(10);
     assert!(w.questions.is_empty());
-    let t = w.ask(1, 0, 8, false);
+    let t = w.ask(1, 0, 8, What::Read);
     for _ in 0..50 {
         for n in (1..=4).map(NodeId) {
             w.deliver(n);

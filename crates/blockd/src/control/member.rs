@@ -2,6 +2,7 @@
 
 use super::metad::{CallError, Metad};
 use super::openings::Openings;
+use super::since::since;
 use super::{ToControl, ToShard};
 use crate::mailbox::Sender;
 use api::v1::{RegisterDrive, RegisterRequest, WatchRequest};
@@ -182,6 +183,10 @@ impl Member {
                 };
                 let answer = self.call(&request).await;
                 self.shard.send(ToShard::Volumes { question, answer });
+            }
+            ToControl::Since { connection, export, snapshots } => {
+                let answer = since(&export, &snapshots, async |request| self.call(&request).await).await;
+                self.shard.send(ToShard::Since { connection, export, answer });
             }
             ToControl::Resolve { link, address } => {
                 let found = tokio::net::lookup_host(&address).await.map(|mut a| a.next());

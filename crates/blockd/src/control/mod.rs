@@ -6,6 +6,7 @@ pub mod metad;
 mod metrics;
 mod notices;
 pub mod openings;
+pub mod since;
 pub mod thread;
 
 use crate::device::Drive;
@@ -14,7 +15,7 @@ use crate::export::ConnId;
 use crate::export::latency::Latencies;
 use node::{DriveState, LinkId, SeatView, VerifyState};
 use proto::control::{MetaAnswer, MetaRequest, WatchUpdate};
-use proto::{BranchId, DriveId, OpenId, RequestId, Time};
+use proto::{BranchId, DriveId, Generation, OpenId, RequestId, Time};
 use std::net::SocketAddr;
 use store::event::Failure;
 
@@ -25,6 +26,15 @@ pub enum Question {
     List(ConnId),
     /// NBD_OPT_INFO of this name.
     Look(ConnId, String),
+}
+
+/// Which generations snapshots sealed that a guest wants to compare its export with.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Since {
+    /// The branch of the export; they all are of it.
+    pub branch: BranchId,
+    /// `None`: there is none that it can be compared with.
+    pub found: Vec<Option<Generation>>,
 }
 
 /// Told what became of a drive's opening, once.
@@ -40,6 +50,12 @@ pub enum ToControl {
     Volumes {
         question: Question,
         name: Option<String>,
+    },
+    /// Snapshots of the volume of this export.
+    Since {
+        connection: ConnId,
+        export: String,
+        snapshots: Vec<String>,
     },
     /// A peer's address that is a name.
     Resolve {
@@ -58,6 +74,12 @@ pub enum ToShard {
     Volumes {
         question: Question,
         answer: MetaAnswer,
+    },
+    /// `None`: metad does not answer.
+    Since {
+        connection: ConnId,
+        export: String,
+        answer: Option<Since>,
     },
     Resolved {
         link: LinkId,

@@ -4,7 +4,7 @@ use crate::net::Stream;
 use crate::ring::{Fd, Outgoing, Ring};
 use crate::shard::Tag;
 use nbd::{Piece, Server};
-use proto::{ExportId, PageBuf, Payload};
+use proto::{BranchId, ExportId, PageBuf, Payload};
 use std::sync::OnceLock;
 
 /// Bytes of one send; what else there is waits in the machine, where it counts against the client's credit.
@@ -19,6 +19,8 @@ pub(super) struct Connection {
     pub name: Option<String>,
     /// Once open.
     pub export: Option<ExportId>,
+    /// Branches that contexts of changes which it was offered are of.
+    pub compared: Vec<BranchId>,
     /// In the list of connections to be flushed.
     pub dirty: bool,
     /// Was answered: may want input again.
@@ -33,6 +35,7 @@ impl Connection {
             rest: None,
             name: None,
             export: None,
+            compared: Vec::new(),
             dirty: false,
             resume: false,
         }

@@ -16,7 +16,7 @@ pub(super) fn guest_op(op: Op) -> GuestOp {
         Op::Discard { offset, len, fua } => GuestOp::Discard { offset, len, fua },
         Op::WriteZeroes { offset, len, fua, no_hole } => GuestOp::WriteZeroes { offset, len, fua, no_hole },
         Op::Map { offset, len } => GuestOp::Map { offset, len },
-        Op::Changes { .. } => unreachable!("no context of changes is answered"),
+        Op::Changes { offset, len, since } => GuestOp::Changes { offset, len, since },
     }
 }
 

@@ -9,7 +9,7 @@ mod convert;
 pub mod door;
 pub mod latency;
 
-use crate::control::{ExportStatus, Question, ToControl};
+use crate::control::{ExportStatus, Question, Since, ToControl};
 use crate::net::Way;
 use crate::ring::{Errno, Outgoing, Ring};
 use crate::shard::Tag;
@@ -18,7 +18,7 @@ use latency::{Clock, Kind, Latencies};
 use nbd::{Ask, RefusalKind, Refused, RequestId};
 use node::{Event, ExportError, ExportInfo};
 use proto::control::MetaAnswer;
-use proto::{ExportId, Geometry, Map, Span, Ticket, Time};
+use proto::{ExportId, Generation, Geometry, Map, Span, Ticket, Time};
 use slab::Slab;
 use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -74,6 +74,8 @@ const CONNECTIONS: usize = 1024;
 /// A client that has not entered an export by then goes.
 const HANDSHAKE: Span = Span::secs(30);
 const KEPT_BACK: u64 = 256;
+/// Snapshots in one list of contexts.
+const SINCE_MAX: usize = 16;
 /// Between two lines of the log about guests that were not let in.
 const SAY_AGAIN: Span = Span::secs(10);
 
@@ -231,11 +233,17 @@ impl Exports {
             Ask::List => self.asks.push(ToControl::Volumes { question: Question::List(id), name: None }),
             Ask::Export { name, open: true } => self.enter(id, name),
             Ask::Export { name, open: false } => self.look(id, name),
-            Ask::Contexts { name, since } => self.contexts(id, &name, &since),
+            Ask::Contexts { name, since } => self.contexts(id, name, since),
             Ask::Request { id: request, op } => {
                 self.requests += 1;
                 let c = self.connections.get(&id).expect("the asking connection");
                 let export = c.export.expect("requests come after the export was opened");
+                if matches!(op, nbd::Op::Changes { .. }) && !self.is_compared(c) {
+                    let c = self.connections.get_mut(&id).expect("the asking connection");
+                    let why = "the volume has another line of history than the snapshot";
+                    c.server.fail(request, nbd::Errno::Invalid, why);
+                    return self.touch(id);
+                }
                 let clock = Clock { kind: Kind::of(&op), since: self.now };
                 let ticket = Ticket(self.tickets.insert(Asked { connection: id, request, clock }) as u64);
                 let request = GuestRequest { ticket, op: convert::guest_op(op) };
@@ -257,13 +265,45 @@ impl Exports {
         }
     }
 
-    /// What changed since a snapshot: no context of that sort is had yet.
-    fn contexts(&mut self, id: ConnId, _name: &str, since: &[String]) {
+    /// What changed since these snapshots: metad knows their generations.
+    fn contexts(&mut self, id: ConnId, name: String, since: Vec<String>) {
+        if since.len() > SINCE_MAX {
+            let message = format!("at most {SINCE_MAX} snapshots can be compared with at once");
+            return self.answer_contexts(id, Err(refuse(RefusalKind::Policy, message)));
+        }
+        self.asks.push(ToControl::Since { connection: id, export: name, snapshots: since });
+    }
+
+    fn answer_contexts(&mut self, id: ConnId, answer: Result<Vec<Option<Generation>>, Refused>) {
         if let Some(c) = self.connections.get_mut(&id) {
-            c.server.answer_contexts(Ok(vec![None; since.len()]));
+            c.server.answer_contexts(answer);
             c.resume = true;
             self.touch(id);
         }
+    }
+
+    /// metad's answer to `ToControl::Since`.
+    pub fn compared(&mut self, id: ConnId, name: &str, answer: Option<Since>) {
+        let answer = match answer {
+            Some(Since { branch, found }) => {
+                if let Some(c) = self.connections.get_mut(&id)
+                    && found.iter().any(Option::is_some)
+                    && !c.compared.contains(&branch)
+                {
+                    c.compared.push(branch);
+                }
+                Ok(found)
+            }
+            None => Err(convert::refused(&self.node, name, &ExportError::NoMetad)),
+        };
+        self.answer_contexts(id, answer);
+    }
+
+    /// Whether what this connection is told of changes is of the branch that it was promised of: while it entered, the
+    /// volume may have been given another.
+    fn is_compared(&self, c: &Connection) -> bool {
+        let open = c.name.as_ref().and_then(|name| self.exports.get(name)).map(|e| &e.phase);
+        matches!(open, Some(Phase::Open(info)) if c.compared.iter().all(|b| *b == info.branch))
     }
 
     /// NBD_OPT_GO.

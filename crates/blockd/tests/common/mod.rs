@@ -43,6 +43,7 @@ fn op(op: GuestOp) -> Op {
         GuestOp::Discard { offset, len, fua } => Op::Discard { offset, len, fua },
         GuestOp::WriteZeroes { offset, len, fua, no_hole } => Op::WriteZeroes { offset, len, fua, no_hole },
         GuestOp::Map { offset, len } => Op::Map { offset, len },
+        GuestOp::Changes { offset, len, since } => Op::Changes { offset, len, since },
         GuestOp::Verify { .. } => panic!("no NBD request"),
     }
 }

@@ -18,12 +18,21 @@ pub fn labels(labels: Vec<v1::Label>) -> BTreeMap<String, String> {
 }
 
 pub fn create(r: v1::CreateSnapshotsRequest) -> Result<AdminRequest, Status> {
-    let order = |n| Ok(SnapshotOrder { name: name(Some(n))?, id: random::u128().map_err(random::status)? });
-    Ok(AdminRequest::SnapshotCreate {
-        items: r.names.into_iter().map(order).collect::<Result<_, Status>>()?,
-        labels: labels(r.labels),
-        protect_until_ms: r.protect_until_ms,
-    })
+    if !r.ids.is_empty() && r.ids.len() != r.names.len() {
+        return Err(Status::invalid_argument("an id for each snapshot, or none"));
+    }
+    let mut given = r.ids.into_iter();
+    let mut order = |n| {
+        let id = match given.next() {
+            Some(bytes) => <[u8; 16]>::try_from(bytes)
+                .map(u128::from_be_bytes)
+                .map_err(|_| Status::invalid_argument("the id of a snapshot has 16 bytes"))?,
+            None => random::u128().map_err(random::status)?,
+        };
+        Ok(SnapshotOrder { name: name(Some(n))?, id })
+    };
+    let items = r.names.into_iter().map(&mut order).collect::<Result<_, Status>>()?;
+    Ok(AdminRequest::SnapshotCreate { items, labels: labels(r.labels), protect_until_ms: r.protect_until_ms })
 }
 
 pub fn snapshot(v: SnapshotView) -> v1::Snapshot {
@@ -40,5 +49,26 @@ pub fn snapshot(v: SnapshotView) -> v1::Snapshot {
         protect_until_ms: v.protect_until_ms,
         clones: v.clones,
         unconfirmed: v.unconfirmed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_imported_snapshot_keeps_its_id_and_a_wrong_one_is_refused() {
+        let asked = |ids: Vec<Vec<u8>>| {
+            let name = v1::SnapshotName { volume: "v".into(), snapshot: "s".into() };
+            create(v1::CreateSnapshotsRequest { names: vec![name], ids, ..Default::default() })
+        };
+        let id = |r| match r {
+            Ok(AdminRequest::SnapshotCreate { items, .. }) => items[0].id,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(id(asked(vec![7u128.to_be_bytes().to_vec()])), 7);
+        assert_ne!(id(asked(vec![])), id(asked(vec![])));
+        assert!(asked(vec![vec![1; 15]]).is_err());
+        assert!(asked(vec![vec![1; 16]; 2]).is_err());
     }
 }

@@ -1,6 +1,7 @@
 //! Snapshots of the whole way: sealed under writes, and read on nodes that have nothing of the volume.
 
 use super::*;
+use proto::Generation;
 use volume::{GuestError, GuestReply};
 
 pub fn sealed(w: &mut World, branch: BranchId, name: &str) {
@@ -127,4 +128,45 @@ fn a_session_elsewhere_seals_what_its_dead_predecessor_was_asked_to() {
     w.must_open(1, 3, "v@s", false);
     assert_eq!(w.read(1, 3, 0, 4096), a);
     assert_eq!(w.read(2, 2, 0, 4096), pattern(6, 4096));
+}
+
+/// Blocks that are told as changed, of the first `count`.
+fn changed(w: &mut World, node: u32, export: u64, count: u64, since: u32) -> Vec<u64> {
+    let op = GuestOp::Changes { offset: 0, len: count * 4096, since: Generation(since) };
+    let t = w.ask(node, export, op);
+    let GuestReply::Map(runs) = w.wait(export, t, Span::secs(2)).unwrap() else { panic!("a map") };
+    let flags = runs
+        .iter()
+        .flat_map(|r| std::iter::repeat_n(r.state != proto::message::BlockState::Absent, r.count as usize));
+    (0..).zip(flags).filter(|(_, c)| *c).map(|(i, _)| i).collect()
+}
+
+#[test]
+fn what_has_changed_since_a_snapshot_is_told_by_the_session_and_by_readers() {
+    let (mut w, branch) = made_among(4, 2);
+    w.must_open(1, 1, "v", false);
+    let write = |w: &mut World, block: u64, seed| w.must_write(1, 1, block * 4096, &pattern(seed, 4096));
+    (0..6).for_each(|b| write(&mut w, b, 1));
+    sealed(&mut w, branch, "a");
+    write(&mut w, 1, 2);
+    write(&mut w, 40, 2);
+    sealed(&mut w, branch, "b");
+    write(&mut w, 2, 3);
+    let t = w.ask(1, 1, GuestOp::Discard { offset: 3 * 4096, len: 4096, fua: false });
+    w.wait(1, t, Span::secs(2)).unwrap();
+    assert_eq!(changed(&mut w, 1, 1, 64, 1), [1, 2, 3, 40], "at the head, since a");
+    assert_eq!(changed(&mut w, 1, 1, 64, 2), [2, 3], "since b");
+    assert_eq!(changed(&mut w, 1, 1, 64, 0), [0, 1, 2, 3, 4, 5, 40], "all that there is");
+    w.must_open(4, 7, "v@b", false);
+    assert_eq!(changed(&mut w, 4, 7, 64, 1), [1, 40]);
+    let op = GuestOp::Changes { offset: 0, len: 4096, since: Generation(2) };
+    let t = w.ask(4, 7, op);
+    assert_eq!(w.wait(7, t, Span::secs(2)).unwrap_err(), GuestError::Invalid, "not older");
+    w.metad.delete_snapshot(branch, "a");
+    w.run(Span::secs(2));
+    for (node, export) in [(1, 1), (4, 7)] {
+        let t = w.ask(node, export, GuestOp::Changes { offset: 0, len: 4096, since: Generation(1) });
+        assert_eq!(w.wait(export, t, Span::secs(5)).unwrap_err(), GuestError::Io, "a is deleted");
+    }
+    assert_eq!(changed(&mut w, 1, 1, 64, 2), [2, 3], "b is not");
 }
