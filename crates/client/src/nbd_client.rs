@@ -128,13 +128,18 @@ pub struct Client {
 impl Client {
     /// Connects and enters the export.
     pub fn connect(uri: &Uri, settings: Settings) -> Result<Client, Error> {
+        Client::with_context(uri, settings, nbd::wire::allocation::NAME)
+    }
+
+    /// Connects and enters the export; `map` then tells this meta context, if `negotiated` has it.
+    pub fn with_context(uri: &Uri, settings: Settings, context: &str) -> Result<Client, Error> {
         let stream = Stream::connect(&uri.address, settings.handshake)?;
         stream.set_write_timeout(Some(WRITE_PATIENCE))?;
         let wish = Wish {
             export: uri.export.clone(),
             goal: Goal::Go,
             mode: settings.mode,
-            context: Some(nbd::wire::allocation::NAME.into()),
+            context: Some(context.into()),
         };
         let negotiated = Negotiated {
             mode: Mode::Simple,

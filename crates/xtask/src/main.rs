@@ -12,6 +12,7 @@ mod prove;
 mod purity;
 mod sim;
 mod steps;
+mod streams;
 mod tools;
 mod verify;
 

@@ -2,7 +2,7 @@
 //! target folder and temporary folders of its own.
 
 use crate::steps::{Outcome, Steps};
-use crate::{build, e2e, operator, purity, sim, tools};
+use crate::{build, e2e, operator, purity, sim, streams, tools};
 use anyhow::{Result, bail};
 
 pub fn run(args: &[&str]) -> Result<()> {
@@ -75,6 +75,7 @@ fn end_to_end(s: &mut Steps, missing: Option<&str>) {
     s.step("end to end: a restart and rubbish disturb no guest", || {
         e2e::disturbed(&bins).map(|()| Outcome::Passed)
     });
+    s.step("end to end: snapshots as streams", || streams::moved(&bins).map(|()| Outcome::Passed));
     s.step("end to end: what an operator is told", || operator::told(&bins).map(|()| Outcome::Passed));
     s.step("end to end: a dev up that is broken off leaves nothing", || {
         e2e::broken_off(&bins).map(|()| Outcome::Passed)

@@ -323,6 +323,48 @@ pub enum SnapshotVerb {
         #[arg(required = true, value_name = "KEY=VALUE|KEY-")]
         labels: Vec<String>,
     },
+    /// Which bytes were written or discarded between two snapshots of a volume (or more).
+    Diff {
+        #[arg(value_name = "VOL@OLDER", value_parser = snapshot_name)]
+        from: SnapshotName,
+        #[arg(value_name = "VOL@NEWER", value_parser = snapshot_name)]
+        to: SnapshotName,
+        #[command(flatten)]
+        nbd: NbdSocket,
+    },
+    /// Write a snapshot, or what changed since an older one, to a file or a pipe.
+    Export {
+        #[arg(value_name = "VOL@NAME", value_parser = snapshot_name)]
+        name: SnapshotName,
+        /// Only what changed since this one.
+        #[arg(long, value_name = "VOL@OLDER", value_parser = snapshot_name)]
+        from: Option<SnapshotName>,
+        /// A new file; - is the standard output.
+        #[arg(long, value_name = "FILE|-")]
+        output: PathBuf,
+        /// Go on with a file that was cut.
+        #[arg(long)]
+        resume: bool,
+        #[command(flatten)]
+        nbd: NbdSocket,
+    },
+    /// Make a volume and its snapshot of a stream, or add an increment to it: all of it, or nothing.
+    Import {
+        /// - is the standard input, kept in a temporary file until it was checked.
+        #[arg(value_name = "FILE|-")]
+        input: PathBuf,
+        /// The volume: a new one, but for an increment.
+        name: String,
+        #[command(flatten)]
+        nbd: NbdSocket,
+    },
+}
+
+#[derive(Args, Debug)]
+pub struct NbdSocket {
+    /// NBD socket of a blockd, where it is not a cluster in a folder.
+    #[arg(long, default_value = "/run/blockd/nbd.sock")]
+    pub nbd: PathBuf,
 }
 
 /// `volume@snapshot`.
@@ -491,6 +533,10 @@ mod tests {
             "blockctl snapshot protect a@1 --until 30d --force mistyped",
             "blockctl snapshot protect a@1 --until none",
             "blockctl snapshot label a@1 app=db old-",
+            "blockctl snapshot diff a@1 a@2",
+            "blockctl snapshot export a@2 --from a@1 --output - --nbd /s",
+            "blockctl snapshot export a@2 --output /f --resume",
+            "blockctl snapshot import - b",
             "blockctl cluster init --metad 2=10.0.0.2:7400 --metad 3=[::1]:7400",
             "blockctl load check nbd+unix:///v?socket=/s /l",
         ] {
@@ -505,6 +551,9 @@ mod tests {
             "blockctl snapshot create",
             "blockctl snapshot create a",
             "blockctl snapshot show @a",
+            "blockctl snapshot diff a@1",
+            "blockctl snapshot export a@2",
+            "blockctl snapshot import /f",
             "blockctl snapshot protect a@1 --until 2026-02-30",
             "blockctl snapshot protect a@1 --until 99999999999999d",
             "blockctl cluster init --metad 2=10.0.0.2",

@@ -11,9 +11,10 @@ mod node;
 pub mod output;
 pub mod size;
 mod snapshot;
+mod stream;
 mod volume;
 
-use args::{Cli, Noun};
+use args::{Cli, Noun, SnapshotVerb};
 use clap::Parser;
 use context::Context;
 use error::{CliError, exit};
@@ -46,6 +47,9 @@ fn run(cli: Cli) -> Result<Output, CliError> {
     match cli.noun {
         // Blocking clients of NBD.
         Noun::Load(args) => load::run(&context, args),
+        Noun::Snapshot(
+            verb @ (SnapshotVerb::Diff { .. } | SnapshotVerb::Export { .. } | SnapshotVerb::Import { .. }),
+        ) => stream::run(&context, verb),
         Noun::Explain { code } => explain::run(&code),
         Noun::Completion { shell } => Ok(args::completion(shell)),
         noun => {

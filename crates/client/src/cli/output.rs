@@ -66,8 +66,17 @@ impl Output {
         Output { schema, json, text: text.into(), exit: 0 }
     }
 
+    /// Nothing at all: what was asked for is on the standard output already.
+    #[must_use]
+    pub fn silent() -> Output {
+        Output { schema: "", json: Map::new(), text: String::new(), exit: 0 }
+    }
+
     #[must_use]
     pub fn shown(&self, format: Format) -> String {
+        if self.schema.is_empty() {
+            return String::new();
+        }
         let with_schema = || {
             let mut all = Map::new();
             all.insert("schema".into(), self.schema.into());

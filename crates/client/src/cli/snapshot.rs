@@ -33,6 +33,9 @@ pub async fn run(context: &Context, verb: SnapshotVerb) -> Result<Output, CliErr
         SnapshotVerb::Delete { names } => delete(context, names).await,
         SnapshotVerb::Protect { name, until, force } => protect(context, &name, until, force).await,
         SnapshotVerb::Label { name, labels } => label(context, &name, &labels).await,
+        SnapshotVerb::Diff { .. } | SnapshotVerb::Export { .. } | SnapshotVerb::Import { .. } => {
+            unreachable!("clients of NBD: done before")
+        }
     }
 }
 
@@ -85,6 +88,7 @@ async fn create(
             labels: wire_labels(label.clone()),
             protect_until_ms: protect_until.map_or(0, at),
             request: request_id()?,
+            ids: Vec::new(),
         };
         match ask_create(&control, r).await {
             Ok(snapshots) => made.extend(snapshots),

@@ -163,7 +163,7 @@ async fn list(context: &Context) -> Result<Output, CliError> {
     Ok(Output::new("volume.list/1", json!({"volumes": all}), table.text()))
 }
 
-async fn show(control: &Control, name: &str, chunks: u32) -> Result<v1::VolumeDetail, CliError> {
+pub async fn show(control: &Control, name: &str, chunks: u32) -> Result<v1::VolumeDetail, CliError> {
     let r = v1::ShowVolumeRequest { name: name.into(), first_chunk: 0, chunk_limit: chunks };
     Ok(control
         .call(|mut c| {
@@ -362,7 +362,12 @@ fn progress_line(v: &v1::Volume) -> String {
     )
 }
 
-async fn wait(control: &Control, name: &str, state: &str, timeout: Duration) -> Result<Duration, CliError> {
+pub async fn wait(
+    control: &Control,
+    name: &str,
+    state: &str,
+    timeout: Duration,
+) -> Result<Duration, CliError> {
     let begun = Instant::now();
     let mut progress = Progress::new();
     loop {
