@@ -170,6 +170,28 @@ mod tests {
         assert!(lost.is_ok(), "{lost:?}");
     }
 
+    /// The session that sealed it had lost something before, and nobody has been served since.
+    #[test]
+    fn a_snapshot_after_a_loss_that_is_not_settled_flushes_nothing() {
+        let span = Span { first: 0, count: 1 };
+        let loss = Entry::LossPermitted { volume: v(1), span };
+        let read = Entry::Ask { op: OpId(9), volume: v(1), client: 2, kind: OpKind::Read { span } };
+        let history = vec![
+            ask(4, 1, 0),
+            done(4),
+            ask(5, 1, 0),
+            done(5),
+            loss,
+            asked(),
+            made(&[(1, &[(0, 4)])]),
+            Entry::Serves { volume: v(1), client: 2 },
+            read,
+            Entry::Answer { op: OpId(9), outcome: Outcome::Read(vec![4]) },
+        ];
+        let judged = Judge::whole(&History(history));
+        assert!(judged.is_ok(), "{judged:?}");
+    }
+
     #[test]
     fn what_a_permitted_loss_may_have_taken_is_not_judged() {
         let span = Span { first: 0, count: 1 };

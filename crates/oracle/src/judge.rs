@@ -190,10 +190,11 @@ impl Judge {
         Ok(())
     }
 
-    /// What was acknowledged before a snapshot was asked for is flushed, if nothing was lost in between.
+    /// What was acknowledged before a snapshot was asked for is flushed, if nothing was lost in between, or is to be
+    /// settled yet.
     pub(crate) fn flushed_by_snapshot(&mut self, volume: VolumeNumber, asked: Stamp) {
         let v = self.volume(volume);
-        if v.lossy_since < asked {
+        if v.lossy_since < asked && v.lossy.is_empty() {
             v.flushed = v.flushed.max(asked);
         }
     }

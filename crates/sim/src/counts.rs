@@ -67,6 +67,7 @@ counted! {
         Evidence = "EVIDENCE",
         Cut = "CUT",
         Views = "VIEWS",
+        Readers = "VIEWS, read by clients",
         Kept = "KEPT",
     }
 }
@@ -91,6 +92,7 @@ counted! {
         Snapshot = "snapshots",
         Group = "snapshots of a group",
         Delete = "deletions of snapshots",
+        Read = "snapshots read",
     }
 }
 

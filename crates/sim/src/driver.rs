@@ -67,6 +67,9 @@ impl World {
         ticket: Ticket,
         result: &Result<GuestReply, GuestError>,
     ) {
+        if self.reader_answered((host, life, export), ticket, result) {
+            return;
+        }
         let Some(v) = self.volume_of(host, life, export) else { return };
         self.check_answer(v, host, ticket, result);
         if matches!(result, Err(GuestError::Io)) && self.nobody_sound(v) {
@@ -128,6 +131,9 @@ impl World {
     }
 
     pub fn export_opened(&mut self, host: HostIndex, life: u64, export: ExportId) {
+        if self.reader_opened((host, life, export)) {
+            return;
+        }
         let Some(v) = self.volume_of(host, life, export) else { return };
         let epoch = self.branch_of(v).and_then(|b| self.session_epoch(host, b)).unwrap_or_default();
         let entry = self.volumes[v].opened((host, life, export), epoch, self.now);
@@ -138,12 +144,18 @@ impl World {
     }
 
     pub fn export_refused(&mut self, host: HostIndex, life: u64, export: ExportId, error: &ExportError) {
+        if self.reader_over((host, life, export)) {
+            return;
+        }
         let Some(v) = self.volume_of(host, life, export) else { return };
         self.trace.note(self.now, || format!("refused: {error}"));
         self.export_over(v, host, life, export);
     }
 
     pub fn export_closed(&mut self, host: HostIndex, life: u64, export: ExportId) {
+        if self.reader_over((host, life, export)) {
+            return;
+        }
         let Some(v) = self.volume_of(host, life, export) else { return };
         self.export_over(v, host, life, export);
     }
@@ -171,6 +183,7 @@ impl World {
 
     /// A process or a machine is gone, and with it the attachments on it.
     pub fn clients_gone(&mut self, host: HostIndex) {
+        self.readers_gone(host);
         for v in 0..self.volumes.len() {
             for i in 0..self.volumes[v].clients.len() {
                 let c = &self.volumes[v].clients[i];

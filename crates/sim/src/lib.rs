@@ -22,6 +22,7 @@ mod operator;
 mod process;
 mod properties;
 mod queue;
+mod readers;
 mod rng;
 pub mod run;
 mod swarm;

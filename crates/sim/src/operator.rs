@@ -68,6 +68,10 @@ impl World {
         let after = Span(self.rng.around(mean) + 1);
         self.put(after, Due::Operator);
         let rows = self.snapshot_rows();
+        if !rows.is_empty() && self.rng.permille(400) {
+            let row = rows[self.rng.index(rows.len())].clone();
+            self.open_reader(&row);
+        }
         let many = rows.len() >= self.swarm.snapshots_kept;
         if many || (!rows.is_empty() && self.rng.permille(300)) {
             let row = rows[self.rng.index(rows.len())].clone();

@@ -15,6 +15,7 @@ use crate::net::{ConnId, HostIndex, Net, Transit};
 use crate::operator::Snapshots;
 use crate::properties::Watchers;
 use crate::queue::Queue;
+use crate::readers::Readers;
 use crate::rng::Rng;
 use crate::swarm::Swarm;
 use crate::trace::Trace;
@@ -133,6 +134,7 @@ pub struct World {
     pub atlas: Atlas,
     pub watchers: Watchers,
     pub snapshots: Snapshots,
+    pub readers: Readers,
     pub counts: Counts,
     pub trace: Trace,
     pub phase: Phase,
@@ -169,6 +171,7 @@ impl World {
             atlas: Atlas::default(),
             watchers: Watchers::default(),
             snapshots: Snapshots::default(),
+            readers: Readers::default(),
             counts: Counts::default(),
             trace: Trace::new(print),
             phase: Phase::Making,

@@ -26,7 +26,8 @@ impl World {
             }
             if let Some(c) = v.clients.iter().find(|c| c.alive() && c.unanswered() > 0) {
                 let (n, host) = (c.unanswered(), c.host + 1);
-                return Some(format!("{}: {n} requests on n{host} are not answered", v.name));
+                let status = self.session(c.host, branch).map(volume::Session::status);
+                return Some(format!("{}: {n} requests on n{host} are not answered: {status:?}", v.name));
             }
             for (chunk, c) in self.metad.configurations(branch) {
                 let whole = c.in_sync_count();
@@ -34,6 +35,9 @@ impl World {
                     return Some(format!("{} {chunk}: {whole} in-sync of {:?}", v.name, c.members));
                 }
             }
+        }
+        if let Some(why) = self.reader_waits() {
+            return Some(why);
         }
         if let Some(why) = self.views_unrest() {
             return Some(why);
