@@ -100,6 +100,10 @@ impl MetaState {
         let row = self.branches.get_mut(&branch).expect("resolved above");
         row.epoch = epoch;
         row.clean = false;
+        if let Some(seal) = &mut row.sealing {
+            // The new session reconciles what it finds, in this generation too: the others of a group wait for it.
+            seal.drained = false;
+        }
         if o.kind == SessionKind::Guest {
             row.note_guest(o.node, epoch);
         }

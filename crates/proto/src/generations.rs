@@ -7,8 +7,9 @@ use crate::ids::Generation;
 use serde::{Deserialize, Deserializer, Serialize};
 use std::fmt;
 
-/// Ranges that a set from outside may have: bounds its memory.
+/// Ranges, and generations, that a set from outside may have: bounds the memory and the time of those who walk it.
 pub const RANGES_MAX: usize = 1 << 16;
+pub const COUNT_MAX: u64 = 1 << 16;
 
 #[derive(Clone, PartialEq, Eq, Hash, Default, Serialize)]
 pub struct Generations(Vec<(Generation, Generation)>);
@@ -117,7 +118,8 @@ impl fmt::Debug for Generations {
 impl<'de> Deserialize<'de> for Generations {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Generations, D::Error> {
         let ranges = Vec::deserialize(from)?;
-        Generations::of_ranges(ranges).ok_or_else(|| serde::de::Error::custom("not a set of generations"))
+        let set = Generations::of_ranges(ranges).filter(|set| set.count() <= COUNT_MAX);
+        set.ok_or_else(|| serde::de::Error::custom("not a set of generations, or one that nobody has"))
     }
 }
 
@@ -160,6 +162,7 @@ mod tests {
     #[test]
     fn what_is_no_set_is_refused() {
         for ranges in [
+            vec![(1, u32::MAX - 1)],
             vec![(0u32, 1u32)],
             vec![(3, 2)],
             vec![(1, 2), (3, 4)],

@@ -171,8 +171,9 @@ impl Store {
         for &extent in extents {
             for px in self.unseen(replica, extent) {
                 let e = self.disk().table.get(px);
-                let quiet =
-                    matches!(e.usage, Use::Owned | Use::Fresh) && !self.intake.users.contains_key(&px);
+                let quiet = matches!(e.usage, Use::Owned | Use::Fresh)
+                    && !self.intake.users.contains_key(&px)
+                    && self.hides_for_good(replica, extent, e.generation);
                 if quiet {
                     found.entry((e.generation, extent / DROP_EXTENTS)).or_default().push(extent);
                 } else {
@@ -217,6 +218,15 @@ impl Store {
             source: crate::event::Source(0),
             then: Then::Swept,
         });
+    }
+
+    /// What lies above is flushed. A whole extent is written beside the journal: after a power loss its entry may be
+    /// dropped while a later drop of what it hid stands, and then neither would be there.
+    fn hides_for_good(&self, replica: u32, extent: u32, generation: Generation) -> bool {
+        let disk = self.disk();
+        let chain = disk.chain(disk.records.replica(replica).index.get(extent));
+        let newer = chain.iter().map(|px| disk.table.get(*px)).filter(|e| e.generation > generation);
+        newer.into_iter().all(|e| e.usage != Use::Fresh)
     }
 
     /// The homes of an extent that the list judges and of which no view sees a block.

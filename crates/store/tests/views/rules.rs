@@ -79,6 +79,21 @@ fn a_view_without_a_change_lists_nothing() {
     assert!(!equal(&mut a, &mut b, set(&[2])));
 }
 
+/// Its bytes lie beside the journal: after a power loss a recovery may drop its entry, and what it hid must be there.
+#[test]
+fn a_large_write_hides_nothing_until_it_is_flushed() {
+    let mut b = Bench::new(false);
+    b.write(1, 1, 0, &[1; 16]);
+    b.keep(list(1, 2, 2, &[]));
+    b.pass(Span::secs(3));
+    b.write(2, 2, 0, &[2; 16]);
+    b.pass(Span::millis(600));
+    assert_eq!(b.store.extents(BRANCH, CHUNK), [(0, g(1)), (0, g(2))], "not flushed yet");
+    b.pass(Span::secs(3));
+    assert_eq!(b.store.extents(BRANCH, CHUNK), [(0, g(2))]);
+    assert_eq!(b.look(View::Head, false)[0], sum(2));
+}
+
 #[test]
 fn a_withdrawn_view_is_refused_before_it_is_freed() {
     let mut b = Bench::new(false);
