@@ -33,6 +33,11 @@ impl Judge {
         let bound = |at| Bound { at, volume: none, register: 0, value: 0 };
         let (mut from, mut to) = (bound(asked), bound(NEVER));
         for (volume, values) in volumes {
+            // Its moment may lie before the loss: the session had drained it, and went on with the next generation, when
+            // power failed. Of that past nothing is known any more.
+            if self.volume(*volume).settled > asked {
+                continue;
+            }
             for (register, value) in values {
                 if self.is_lossy(*volume, *register) {
                     continue;

@@ -43,6 +43,8 @@ pub(crate) struct Volume {
     lossy: Vec<Span>,
     /// When a loss was last permitted.
     lossy_since: Stamp,
+    /// When one was last settled: registers' pasts end there.
+    pub(crate) settled: Stamp,
     errors_permitted: bool,
 }
 
@@ -226,6 +228,9 @@ impl Judge {
         let mut lost = BTreeSet::new();
         for span in std::mem::take(&mut v.lossy) {
             lost.extend(v.registers.range(span.each()).map(|(r, _)| *r));
+        }
+        if !lost.is_empty() {
+            v.settled = now;
         }
         for r in lost {
             if let Some(register) = v.registers.get_mut(&r) {
