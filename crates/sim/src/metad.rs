@@ -45,6 +45,8 @@ pub enum MetadDue {
         term: u64,
         proposal: Option<Proposal>,
         command: Box<Command>,
+        /// Which order it is: a copy has its number.
+        order: u64,
         again: bool,
     },
     Wake {
@@ -100,6 +102,9 @@ pub struct Metad {
     lose_answers: u64,
     double: u64,
     late: u64,
+    /// Orders that were applied.
+    last_order: u64,
+    orders: BTreeSet<u64>,
     /// Configurations as last seen by the properties.
     seen: BTreeMap<(BranchId, ChunkIndex), Configuration>,
 }
@@ -130,6 +135,8 @@ impl Metad {
             lose_answers: 0,
             double: 0,
             late: 0,
+            last_order: 0,
+            orders: BTreeSet::new(),
             seen: BTreeMap::new(),
         }
     }
@@ -202,8 +209,8 @@ impl World {
             MetadDue::Timeout { host, life, token } => {
                 self.meta_answered(host, life, token, MetaAnswer::Unavailable);
             }
-            MetadDue::Commit { term, proposal, command, again } => {
-                self.commit(term, proposal, &command, again)
+            MetadDue::Commit { term, proposal, command, order, again } => {
+                self.commit((term, order), proposal, &command, again);
             }
             MetadDue::Wake { at } => {
                 if self.metad.wake == at {
@@ -305,6 +312,8 @@ impl World {
 
     fn propose(&mut self, proposal: Proposal, command: Command) {
         let m = &mut self.metad;
+        m.last_order += 1;
+        let order = m.last_order;
         let mut after = m.delay();
         let term = m.term;
         let command = Box::new(command);
@@ -317,24 +326,31 @@ impl World {
         if m.double > 0 && m.rng.permille(500) {
             m.double -= 1;
             let later = Span(after.0 + m.rng.pick(&[1, 20_000_000, 1_000_000_000, 8_000_000_000]));
-            let again = MetadDue::Commit { term, proposal: None, command: command.clone(), again: true };
+            let again =
+                MetadDue::Commit { term, proposal: None, command: command.clone(), order, again: true };
             self.counts.fault(Fault::CommandDoubled);
             self.put(later, Due::Metad(again));
         }
         self.put(
             after,
-            Due::Metad(MetadDue::Commit { term, proposal: Some(proposal), command, again: false }),
+            Due::Metad(MetadDue::Commit { term, proposal: Some(proposal), command, order, again: false }),
         );
     }
 
-    fn commit(&mut self, term: u64, proposal: Option<Proposal>, command: &Command, again: bool) {
+    fn commit(
+        &mut self,
+        (term, order): (u64, u64),
+        proposal: Option<Proposal>,
+        command: &Command,
+        again: bool,
+    ) {
         let now = self.now;
         if !self.metad.leader {
             // Nobody can commit now: the next leader does, or it is lost with the old one.
             if self.metad.rng.permille(600) {
                 let after = Span::millis(300);
                 let command = Box::new(command.clone());
-                self.put(after, Due::Metad(MetadDue::Commit { term, proposal, command, again }));
+                self.put(after, Due::Metad(MetadDue::Commit { term, proposal, command, order, again }));
             }
             return;
         }
@@ -346,7 +362,8 @@ impl World {
             let words = if again { " again" } else { "" };
             format!("metad {index}: applies{words} {:?} => {:?}", command.op, outcome.answer)
         });
-        if again {
+        // What was lost with its leader comes a first time.
+        if !self.metad.orders.insert(order) && again {
             let changed: Vec<String> = outcome
                 .changes
                 .iter()

@@ -301,7 +301,7 @@ impl Store {
         if masks.all() == 0 {
             disk.leave_if_empty(op.px);
         }
-        self.sweep_beneath(op.px);
+        self.sweep_pulled(op.px);
     }
 
     fn apply_drop(&mut self, op: &Op, seq: u64) {

@@ -97,6 +97,16 @@ impl Store {
             self.mark(replica, extent);
         }
     }
+    /// What a resync pulls into an older generation may be of a view that was withdrawn meanwhile.
+    pub(crate) fn sweep_pulled(&mut self, px: Px) {
+        let disk = self.disk();
+        let e = disk.table.get(px);
+        let (replica, extent, generation) = (e.replica, u32::from(e.extent), e.generation);
+        if disk.records.is_live(replica) && generation < disk.records.branch_of(replica).record.list.open {
+            self.mark(replica, extent);
+        }
+        self.sweep_beneath(px);
+    }
     fn mark(&mut self, replica: u32, extent: u32) {
         self.disk_mut().records.replica_mut(replica).marked.insert(extent);
         self.queue_sweep(replica, LATER);

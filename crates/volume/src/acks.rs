@@ -3,13 +3,16 @@
 
 use crate::event::CloseReason;
 use crate::fanout::Sent;
-use crate::members::{Chunk, bit};
+use crate::members::{Chunk, bit, slots};
 use crate::ops::Yield;
 use crate::request::GuestError;
-use crate::session::Session;
+use crate::session::{Phase, Session};
 use proto::limits::MARKS_EVERY;
 use proto::message::{Ack, Request};
-use proto::{DriveId, Marks, Refusal, Version};
+use proto::{DriveId, Marks, Refusal, Span, Version};
+
+/// An opening that found no space asks again after this.
+const REWRITE_AGAIN: Span = Span::millis(200);
 
 /// Promise 2. What reconciliation writes is not a guest's: all required, whatever their number.
 fn complete(s: &Sent, c: &Chunk, min: u32) -> bool {
@@ -34,7 +37,7 @@ impl Session {
         let took = self.now.since(w.at);
         let credit = w.fresh & bit(slot) != 0 && a.extents == 0;
         let refused = w.refused;
-        for s in crate::members::slots(refused) {
+        for s in slots(refused) {
             self.lacks(chunk, s);
         }
         let d = &mut self.drives[drive];
@@ -209,7 +212,8 @@ impl Session {
 
     /// Section 4, Space: once sent, a write is applied by all in-sync replicas, or those that refused are marked
     /// stale, or it is undone where it was applied. Here: if all refused nothing is applied, and the guest gets
-    /// the error; otherwise those that refused are marked stale.
+    /// the error; otherwise those that refused are marked stale. What an opening rewrites is no guest's to hear of, and must
+    /// be equal everywhere before anything is served: it waits for space.
     fn no_space(&mut self, seq: u64, slot: usize) {
         let Some(w) = self.window.get(seq) else { return };
         let chunk = w.chunk;
@@ -218,6 +222,13 @@ impl Session {
             return self.end_attempt_of(chunk, slot);
         }
         w.refused |= bit(slot);
+        if w.refused & required == required && self.phase == Phase::Rewriting {
+            for s in slots(required) {
+                let drive = self.chunks[chunk as usize].slots[s].drive;
+                self.drives[drive].full_until = self.now + REWRITE_AGAIN;
+            }
+            return self.open_afresh();
+        }
         if w.refused & required == required {
             // a target may have it: it is not in-sync, and what it holds beyond its source is pulled over
             let sent = w.sent;
@@ -233,7 +244,7 @@ impl Session {
             self.advance();
         } else if w.acked != 0 {
             let refused = w.refused;
-            for s in crate::members::slots(refused) {
+            for s in slots(refused) {
                 self.lacks(chunk, s);
             }
         }

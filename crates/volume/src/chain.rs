@@ -57,7 +57,7 @@ pub(crate) enum Out {
         tag: usize,
         parts: Option<Vec<Part>>,
     },
-    /// Every replica of a chunk says that it does not keep the view.
+    /// Of a chunk's replicas one says that it does not keep the view, and none that can be asked gives it.
     Doubted,
 }
 
@@ -166,6 +166,10 @@ impl Chain {
     /// metad says whether the view is still there.
     pub fn known(&mut self, now: Time, gone: bool) {
         self.gone = gone.then_some(now);
+        if gone {
+            // Places of what is gone may never be told: whoever waits for them hears of it now.
+            self.waiting.iter_mut().for_each(|(at, _)| *at = now);
+        }
     }
     fn is_gone(&self) -> bool {
         self.gone.is_some_and(|t| self.now.since(t) < GONE_FOR)
@@ -412,17 +416,21 @@ impl Chain {
             return self.out.push_back(Out::Send { node: place.node, frame });
         }
         let of = |places: &[Place]| c.members.iter().filter(|m| places.contains(&m.place)).count();
+        // Somebody said so, and nobody else can be asked: the others may never come back.
+        let unknown = s.unknown > 0;
         let all_refuse = of(&s.tried) == c.members.len() && s.unknown == s.tried.len();
         let all_bad = s.bad > 0 && s.bad >= c.in_sync_count();
         if all_bad && s.was_bad {
             return self.settle(&s, BlockState::Bad);
         }
         s.was_bad = all_bad;
-        if all_refuse {
+        if unknown {
             if self.is_gone() {
                 return self.fail(&s);
             }
             self.out.push_back(Out::Doubted);
+        }
+        if all_refuse {
             // The view may be kept, and what it is compared with not: metad is not asked about that.
             s.refused += 1;
             if s.refused >= REFUSED && matches!(self.jobs[s.job].want, Want::Changes(_)) {

@@ -221,6 +221,29 @@ fn a_successor_seals_what_it_finds() {
     assert_eq!(w.hosts[h].closed, Some(CloseReason::Clean));
 }
 
+/// Else its replicas would differ for ever, and the guest's write be there or not by who is asked.
+#[test]
+fn what_a_successor_rewrites_waits_for_space_that_nobody_has() {
+    let mut w = served();
+    write(&mut w, 0, 1, 11);
+    w.calm(10);
+    write(&mut w, 0, 1, 12);
+    while w.deliver_to_replica(0, NodeId(3)) {}
+    w.kill_session(0);
+    let all = |w: &mut World, refuse| w.nodes.values_mut().for_each(|n| n.drives[0].refuse_writes = refuse);
+    all(&mut w, Some(proto::Refusal::NoSpace));
+    let h = w.attach(NodeId(2), SessionKind::Guest);
+    w.calm(100);
+    assert!(!w.hosts[h].session.is_serving(), "nothing is served that differs");
+    assert_eq!(w.metad.chunks[0].in_sync_count(), 3);
+    all(&mut w, None);
+    w.calm(100);
+    assert!(w.hosts[h].session.is_serving());
+    for n in w.nodes.values() {
+        assert_eq!(n.drives[0].value_at(0, 1, View::Head), 12);
+    }
+}
+
 #[test]
 fn a_successor_goes_on_where_a_predecessor_had_gone_on() {
     let mut w = served();
