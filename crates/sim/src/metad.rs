@@ -357,20 +357,22 @@ impl World {
         let m = &mut self.metad;
         m.index = LogIndex(m.index.0 + 1);
         let index = m.index;
+        let over = session_is_over(&m.state, &command.op);
         let outcome = m.state.apply(index, command);
         self.trace.step(now, 8, index.0, || {
             let words = if again { " again" } else { "" };
             format!("metad {index}: applies{words} {:?} => {:?}", command.op, outcome.answer)
         });
         // What was lost with its leader comes a first time.
-        if !self.metad.orders.insert(order) && again {
+        let twice = !self.metad.orders.insert(order) && again;
+        if twice || over {
             let changed: Vec<String> = outcome
                 .changes
                 .iter()
                 .filter(|c| matters(c.table))
                 .map(|c| format!("{:?} {:02x?}", c.table, c.key))
                 .collect();
-            self.check_aba(&format!("{:?}", command.op), &changed);
+            self.check_aba(&format!("{:?}", command.op), twice, &changed);
         }
         self.configurations_changed();
         self.snapshots_changed();
@@ -582,6 +584,18 @@ impl World {
 
     fn admin_answered(&mut self, answer: Option<Result<meta::AdminAnswer, meta::AdminRefusal>>) {
         self.trace.note(self.now, || format!("operator hears {answer:?}"));
+    }
+}
+
+/// It names a session's epoch, and a later session has begun.
+fn session_is_over(state: &MetaState, op: &Op) -> bool {
+    match op {
+        Op::Detach { branch, epoch, .. }
+        | Op::Release { branch, epoch }
+        | Op::Propose { branch, epoch, .. }
+        | Op::Created { branch, epoch, .. }
+        | Op::Sealed { branch, epoch, .. } => state.branches().get(branch).is_some_and(|b| b.epoch > *epoch),
+        _ => false,
     }
 }
 
