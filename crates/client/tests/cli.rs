@@ -44,6 +44,9 @@ fn a_dry_run_ends_starts_and_writes_nothing() {
             &["snapshot", "protect", "v@a", "--until", "2026-12-31"],
             "would say that snapshot v@a is protected until 2026-12-31\n",
         ),
+        (&["volume", "clone", "v@a", "c"], "would make volume c a clone of v@a\n"),
+        (&["volume", "clone", "v", "c"], "would make volume c a clone of v\n"),
+        (&["volume", "rollback", "v@a"], "would take volume v back to v@a\n"),
         (
             &["volume", "delete", "v", "--with-snapshots"],
             "would delete volume v and all its snapshots and all its data\n",

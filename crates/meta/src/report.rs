@@ -146,6 +146,7 @@ impl Service {
             resync_rate: resync.map_or(0, |s| s.resync_rate),
             drives: drives.into_iter().map(|(d, n)| (state.drives()[&d].node, d, n)).collect(),
             snapshots: state.snapshots_of(id).map(|(_, s)| s.name.clone()).collect(),
+            parent: row.tie().map(|tie| state.point_name(tie.branch, tie.generation)),
         }
     }
 

@@ -219,6 +219,14 @@ impl MetaState {
         format!("{volume}@{}", s.name)
     }
 
+    /// The same, or the volume alone where the generation has no name.
+    pub(crate) fn point_name(&self, branch: BranchId, generation: Generation) -> String {
+        match self.snapshots.get(&(branch, generation)) {
+            Some(s) if !s.hidden => self.snapshot_name(branch, generation),
+            _ => self.branch_name(branch),
+        }
+    }
+
     /// What a reader of a snapshot needs.
     pub(crate) fn find_snapshot(&self, volume: &str, snapshot: &str) -> MetaAnswer {
         let Some((id, _)) = self.volume_named(volume) else {

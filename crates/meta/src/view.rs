@@ -146,6 +146,8 @@ pub struct VolumeView {
     pub drives: Vec<(NodeId, DriveId, u32)>,
     /// Names, oldest first.
     pub snapshots: Vec<String>,
+    /// What it reads where it has not been written: a snapshot, or a volume as it once was.
+    pub parent: Option<String>,
 }
 impl VolumeView {
     /// Until full redundancy, seconds, if something moves.

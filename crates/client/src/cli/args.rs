@@ -202,6 +202,8 @@ pub enum DriveVerb {
 #[derive(Subcommand, Debug)]
 #[command(infer_subcommands = true)]
 pub enum VolumeVerb {
+    /// A new volume, all zeroes.
+    #[command(alias = "c")]
     Create {
         name: String,
         #[arg(long)]
@@ -258,6 +260,41 @@ pub enum VolumeVerb {
         /// And all of its snapshots; those that are protected keep it.
         #[arg(long)]
         with_snapshots: bool,
+    },
+    /// A new volume that reads what it has not written from a snapshot, or from a volume as it is now.
+    Clone {
+        #[arg(value_name = "VOL[@SNAP]", value_parser = source_name)]
+        source: SourceName,
+        name: String,
+        /// Larger than the source; what lies beyond it is zero.
+        #[arg(long)]
+        size: Option<Size>,
+        /// A class of its own; without it, the source's.
+        #[arg(long)]
+        copies: Option<u32>,
+        /// Writes need so many in-sync replicas.
+        #[arg(long, requires = "copies")]
+        min_in_sync: Option<u32>,
+        /// Every write is on media before it is acknowledged.
+        #[arg(long, requires = "copies")]
+        write_through: bool,
+        /// With too few replicas writes fail instead of waiting.
+        #[arg(long, requires = "copies")]
+        fail_when_degraded: bool,
+        /// Put the first replicas on this node, if it fits.
+        #[arg(long)]
+        near: Option<String>,
+        /// Return when it is placed; its records may still be made.
+        #[arg(long)]
+        no_wait: bool,
+    },
+    /// Back to a snapshot. The volume must be detached; its snapshots stay, newer ones too.
+    Rollback {
+        #[arg(value_name = "VOL@NAME", value_parser = snapshot_name)]
+        name: SnapshotName,
+        /// Do not make a snapshot of what is there now first: it is lost.
+        #[arg(long)]
+        no_safety_snapshot: bool,
     },
     /// Read all in-sync replicas again from their media and compare them.
     Verify {
@@ -365,6 +402,27 @@ pub struct NbdSocket {
     /// NBD socket of a blockd, where it is not a cluster in a folder.
     #[arg(long, default_value = "/run/blockd/nbd.sock")]
     pub nbd: PathBuf,
+}
+
+/// `volume` or `volume@snapshot`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SourceName {
+    pub volume: String,
+    /// Empty: as it is now.
+    pub snapshot: String,
+}
+impl std::fmt::Display for SourceName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let at = if self.snapshot.is_empty() { "" } else { "@" };
+        write!(f, "{}{at}{}", self.volume, self.snapshot)
+    }
+}
+
+fn source_name(text: &str) -> Result<SourceName, String> {
+    if text.contains('@') {
+        return snapshot_name(text).map(|n| SourceName { volume: n.volume, snapshot: n.snapshot });
+    }
+    Ok(SourceName { volume: text.to_owned(), snapshot: String::new() })
 }
 
 /// `volume@snapshot`.

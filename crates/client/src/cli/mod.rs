@@ -1,6 +1,7 @@
 //! `blockctl`: nouns and verbs, what they print, and how they end.
 
 mod args;
+mod clone;
 mod cluster;
 mod context;
 mod dev;

@@ -1,6 +1,7 @@
 //! Volumes.
 
 use super::args::VolumeVerb;
+use super::clone;
 use super::context::{Context, done, request_id};
 use super::error::{CliError, exit};
 use super::node::{admin, refused};
@@ -21,12 +22,16 @@ const LOOK: Duration = Duration::from_millis(50);
 /// A line of progress this often where nobody watches.
 const LINE_EVERY: Duration = Duration::from_secs(10);
 /// Until a new volume's records are made.
-const CREATE: Duration = Duration::from_secs(60);
+pub const CREATE: Duration = Duration::from_secs(60);
 
 pub async fn run(context: &Context, verb: VolumeVerb) -> Result<Output, CliError> {
     match verb {
         VolumeVerb::Create { .. } => create(context, verb).await,
         VolumeVerb::List => list(context).await,
+        VolumeVerb::Clone { .. } => clone::clone(context, verb).await,
+        VolumeVerb::Rollback { name, no_safety_snapshot } => {
+            clone::rollback(context, &name, no_safety_snapshot).await
+        }
         VolumeVerb::Show { name, chunks } => {
             let detail = show(&context.control()?, &name, chunks).await?;
             Ok(shown(&detail))
@@ -77,10 +82,21 @@ pub async fn run(context: &Context, verb: VolumeVerb) -> Result<Output, CliError
 }
 
 /// A decimal size may surprise: the exact number is said.
-fn echo(size: Size) {
+pub fn echo(size: Size) {
     if size.decimal {
         eprintln!("that is {} bytes", size.bytes);
     }
+}
+
+/// 0: none.
+pub async fn near_node(control: &Control, near: Option<String>) -> Result<u32, CliError> {
+    let Some(node) = near else { return Ok(0) };
+    let r = v1::ShowNodeRequest { node };
+    let found = control.call(|mut c| {
+        let r = r.clone();
+        async move { c.show_node(r).await }
+    });
+    Ok(found.await?.id)
 }
 
 async fn create(context: &Context, verb: VolumeVerb) -> Result<Output, CliError> {
@@ -103,19 +119,7 @@ async fn create(context: &Context, verb: VolumeVerb) -> Result<Output, CliError>
     }
     echo(size);
     let control = context.control()?;
-    let near = match near {
-        Some(node) => {
-            let r = v1::ShowNodeRequest { node };
-            control
-                .call(|mut c| {
-                    let r = r.clone();
-                    async move { c.show_node(r).await }
-                })
-                .await?
-                .id
-        }
-        None => 0,
-    };
+    let near = near_node(&control, near).await?;
     let r = v1::CreateVolumeRequest {
         name: name.clone(),
         size: size.bytes,
@@ -257,6 +261,9 @@ fn volume_text(v: &v1::Volume, resync: &v1::ResyncProgress) -> String {
     let shares: Vec<String> =
         v.shares.iter().map(|s| format!("n{}:{:016x} ({})", s.node, s.drive, s.chunks)).collect();
     let _ = writeln!(text, "replicas  {}", shares.join(" "));
+    if !v.parent.is_empty() {
+        let _ = writeln!(text, "clone of  {}", v.parent);
+    }
     if !v.snapshots.is_empty() {
         let _ = writeln!(text, "snapshots {}", snapshot_names(&v.snapshots));
     }
@@ -306,7 +313,7 @@ fn volume_json(v: &v1::Volume, resync: &v1::ResyncProgress, chunks: &[v1::Chunk]
             "left_bytes": resync.left_bytes, "moved_bytes": resync.moved_bytes, "rate": resync.rate,
             "left_seconds": time_left(resync),
         },
-        "shares": v.shares.iter().map(share).collect::<Vec<_>>(), "snapshots": v.snapshots,
+        "shares": v.shares.iter().map(share).collect::<Vec<_>>(), "snapshots": v.snapshots, "parent": v.parent,
         "chunks": chunks.iter().map(chunk).collect::<Vec<_>>(),
     })
 }

@@ -269,6 +269,25 @@ impl ClusterService for ClusterRpc {
         }
     }
 
+    async fn clone_volume(&self, request: Request<v1::CloneVolumeRequest>) -> Answer<v1::VolumeCreated> {
+        let r = request.into_inner();
+        let (request, order) = (r.request.clone(), snapshots::clone(r)?);
+        match self.ask(&request, order).await? {
+            AdminAnswer::VolumeCreated { volume } => Ok(Response::new(v1::VolumeCreated { id: volume.0 })),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn rollback_volume(&self, request: Request<v1::RollbackVolumeRequest>) -> Answer<Done> {
+        let r = request.into_inner();
+        let id = snapshots::order_id(&r.request)?;
+        let order = AdminRequest::VolumeRollback {
+            name: snapshots::name(r.name)?,
+            safety: (!r.no_safety_snapshot).then_some(id),
+        };
+        self.done(&r.request, order).await
+    }
+
     async fn list_volumes(&self, _: Request<v1::ListVolumesRequest>) -> Answer<v1::Volumes> {
         match self.ask(&[], AdminRequest::VolumeList).await? {
             AdminAnswer::Volumes(lines) => {
@@ -397,7 +416,7 @@ fn chunk_shift(bytes: u64) -> Result<Option<u8>, Status> {
     Ok(Some(u8::try_from(bytes.trailing_zeros()).expect("64 bits")))
 }
 
-fn class(r: &v1::CreateVolumeRequest) -> Result<Class, Status> {
+pub fn class(r: &v1::CreateVolumeRequest) -> Result<Class, Status> {
     let too_many =
         |_| refused(&AdminRefusal::BadCopies { copies: r.copies, most: proto::limits::COPIES_MAX });
     let mut class = match u8::try_from(r.copies).map_err(too_many)? {

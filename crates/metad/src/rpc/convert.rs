@@ -184,6 +184,7 @@ pub fn volume(v: VolumeView) -> v1::Volume {
             .map(|(node, drive, chunks)| v1::Share { node: node.0, drive: drive.0, chunks })
             .collect(),
         snapshots: v.snapshots,
+        parent: v.parent.unwrap_or_default(),
     }
 }
 

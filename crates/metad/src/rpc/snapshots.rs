@@ -1,10 +1,13 @@
 //! Snapshots: between protobuf and `meta`.
 
+use super::cluster::class;
+use super::convert::request_id;
 use crate::random;
 use api::v1;
 use meta::AdminRequest;
 use meta::admin::{SnapshotName, SnapshotOrder};
 use meta::view::SnapshotView;
+use proto::NodeId;
 use std::collections::BTreeMap;
 use tonic::Status;
 
@@ -33,6 +36,34 @@ pub fn create(r: v1::CreateSnapshotsRequest) -> Result<AdminRequest, Status> {
     };
     let items = r.names.into_iter().map(&mut order).collect::<Result<_, Status>>()?;
     Ok(AdminRequest::SnapshotCreate { items, labels: labels(r.labels), protect_until_ms: r.protect_until_ms })
+}
+
+/// Of the snapshot that an order needs first: an order that is given again finds it by this.
+pub fn order_id(request: &[u8]) -> Result<u128, Status> {
+    match request_id(request)? {
+        Some(id) => Ok(id.0),
+        None => random::u128().map_err(random::status),
+    }
+}
+
+pub fn clone(r: v1::CloneVolumeRequest) -> Result<AdminRequest, Status> {
+    let asked = v1::CreateVolumeRequest {
+        copies: r.copies,
+        min_in_sync: r.min_in_sync,
+        write_through: r.write_through,
+        fail_when_degraded: r.fail_when_degraded,
+        ..v1::CreateVolumeRequest::default()
+    };
+    let class = if r.copies == 0 { None } else { Some(class(&asked)?) };
+    Ok(AdminRequest::VolumeClone {
+        id: order_id(&r.request)?,
+        source: r.source,
+        snapshot: (!r.snapshot.is_empty()).then_some(r.snapshot),
+        name: r.name,
+        size: (r.size != 0).then_some(r.size),
+        class,
+        prefer: (r.near != 0).then_some(NodeId(r.near)),
+    })
 }
 
 pub fn snapshot(v: SnapshotView) -> v1::Snapshot {
