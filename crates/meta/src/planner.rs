@@ -7,7 +7,7 @@
 
 use crate::chunks::is_well;
 use crate::command::{Op, PlaceItem, PruneItem};
-use crate::model::Branch;
+use crate::model::{Branch, Phase};
 use crate::placement::Placer;
 use crate::requests::homes;
 use crate::service::{OwnKey, Service};
@@ -33,7 +33,7 @@ const GUEST_GRACE: Span = Span::secs(10);
 /// An order that needs a session keeps it wanted for so long.
 const WANTED: Span = Span::secs(60);
 /// Maintenance sessions per node.
-const APPOINTED_MAX: usize = 16;
+pub(crate) const APPOINTED_MAX: usize = 16;
 /// A drive this full has no extent for a resync: what is left is kept for repairs (a 128th).
 const FULL_PERCENT: u64 = 99;
 /// Chunks of one command, replicas to be filled per branch, and branches looked at per round.
@@ -156,7 +156,13 @@ impl Service {
             Some(touches) => {
                 for touch in touches {
                     match touch {
-                        Touch::Branch(b) => drop(self.planner.queue.insert(*b)),
+                        Touch::Branch(b) => {
+                            self.planner.queue.insert(*b);
+                            if is_new(state, *b) {
+                                // An operator waits for it.
+                                self.planner.next_look = self.planner.next_look.min(self.now);
+                            }
+                        }
                         Touch::Nodes | Touch::Settings => {
                             self.planner.next_round = self.planner.next_round.min(self.now + LOOK_AGAIN);
                         }
@@ -207,7 +213,12 @@ impl Service {
         let now = self.now;
         let known = |b: &BranchId| state.branches().contains_key(b);
         self.planner.wanted.retain(|b, t| known(b) && now.since(*t) < WANTED);
-        self.planner.appointed.retain(|b, _| known(b));
+        let under_way: BTreeSet<OwnKey> = self.own.values().copied().collect();
+        // What is over does not count against its node.
+        self.planner.appointed.retain(|b, (node, _)| {
+            let stands = state.branches().get(b).is_some_and(|r| r.appointed == Some(*node));
+            stands || under_way.contains(&OwnKey::Branch(*b))
+        });
         self.resyncs.forget(state);
         self.planner.guest_gone.retain(|b, _| known(b));
         self.planner.looked.retain(|_, t| now < *t + LOOK_AGAIN);
@@ -356,6 +367,14 @@ impl Service {
             self.propose_own(OwnKey::Branch(branch), Op::Place { branch, epoch, items: place });
         }
     }
+}
+
+/// Placed, and nobody makes its records yet.
+fn is_new(state: &MetaState, branch: BranchId) -> bool {
+    state
+        .branches()
+        .get(&branch)
+        .is_some_and(|b| b.phase == Phase::Creating && b.session.is_none() && b.appointed.is_none())
 }
 
 /// Where one more replica of a chunk goes.

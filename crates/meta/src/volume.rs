@@ -7,6 +7,7 @@ use crate::event::EventKind;
 use crate::index;
 use crate::model::{Branch, Class, Phase, Session, Volume};
 use crate::name::{check_chunk_shift, check_copies, check_name, check_size};
+use crate::planner::APPOINTED_MAX;
 use crate::refusal::{AdminRefusal, Noun};
 use crate::rows::{Key, page_of};
 use crate::state::MetaState;
@@ -122,7 +123,18 @@ impl MetaState {
             self.index.forks.entry((level.branch, level.generation)).or_default().insert(branch);
         }
         self.mark(Key::Branch(branch));
+        self.appoint_maker(branch, plan);
         branch
+    }
+
+    /// The records are made by a node that holds some of them, told by this very command: whoever waits for the volume
+    /// waits for one round of Raft less. If nobody can, the planner finds somebody.
+    fn appoint_maker(&mut self, branch: BranchId, plan: &Plan) {
+        let asked = |n: &NodeId| self.index.appointed.get(n).map_or(0, BTreeSet::len);
+        let drives = plan.chunks.first().into_iter().flat_map(|g| &plan.groups[usize::from(*g)]);
+        let nodes = drives.filter(|d| !self.drive_down(**d)).map(|d| self.drives[d].node);
+        let maker = nodes.filter(|n| asked(n) < APPOINTED_MAX).min_by_key(asked);
+        self.set_appointed(branch, maker);
     }
 
     /// The plan names known drives that take replicas, each group on distinct nodes.

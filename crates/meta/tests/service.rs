@@ -29,6 +29,15 @@ fn a_volume_is_made_at_once_and_leaves_nothing_running() {
 }
 
 #[test]
+fn appointments_that_are_over_do_not_count_against_a_node() {
+    let mut f = Fleet::new(3);
+    for i in 0..60 {
+        f.create(&format!("v{i}"), 20);
+        f.until("ready", 5, |f| f.waited(&format!("v{i}"), WaitFor::Ready));
+    }
+}
+
+#[test]
 fn too_few_nodes_are_named() {
     let mut f = Fleet::new(3);
     f.kill(3);

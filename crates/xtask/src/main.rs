@@ -3,6 +3,7 @@
 
 mod bench;
 mod build;
+mod clones;
 mod cluster;
 mod demo;
 mod e2e;
@@ -22,7 +23,7 @@ const USAGE: &str = "\
 cargo xtask COMMAND
 
   verify                 what CI runs: formatting, lints, tests, simulator seeds, end-to-end checks in short
-  e2e                    the end-to-end checks of verify, alone
+  e2e [WORD..]           the end-to-end checks of verify, alone; those with such a word in their name
   demo                   a cluster of seven nodes on this machine, a node killed under load, nothing lost
   prove [NAME..]         each claim shown in full: PASS or FAIL, and its figures
   bench [quick|idle]     4k and 1M through NBD on seven nodes beside the raw file; CPU of an idle cluster

@@ -2,7 +2,7 @@
 //! target folder and temporary folders of its own.
 
 use crate::steps::{Outcome, Steps};
-use crate::{build, e2e, operator, purity, sim, streams, tools};
+use crate::{build, clones, e2e, operator, purity, sim, streams, tools};
 use anyhow::{Result, bail};
 
 pub fn run(args: &[&str]) -> Result<()> {
@@ -51,13 +51,10 @@ fn ends(s: &mut Steps, missing: Option<&str>) {
     end_to_end(s, missing);
 }
 
-/// `cargo xtask e2e`: the end-to-end checks of `verify`, alone.
+/// `cargo xtask e2e`: the end-to-end checks of `verify`, alone; with words, those that have one in their name.
 pub fn end_to_end_only(args: &[&str]) -> Result<()> {
-    if !args.is_empty() {
-        bail!("e2e takes no arguments");
-    }
     let missing = tools::install_clients();
-    let mut s = Steps::new();
+    let mut s = Steps::only(args);
     end_to_end(&mut s, missing.as_deref());
     if !s.finish() {
         bail!("e2e failed");
@@ -76,6 +73,7 @@ fn end_to_end(s: &mut Steps, missing: Option<&str>) {
         e2e::disturbed(&bins).map(|()| Outcome::Passed)
     });
     s.step("end to end: snapshots as streams", || streams::moved(&bins).map(|()| Outcome::Passed));
+    s.step("end to end: clones and rollback", || clones::made(&bins).map(|()| with_clients(missing)));
     s.step("end to end: what an operator is told", || operator::told(&bins).map(|()| Outcome::Passed));
     s.step("end to end: a dev up that is broken off leaves nothing", || {
         e2e::broken_off(&bins).map(|()| Outcome::Passed)

@@ -19,6 +19,9 @@ use std::time::{Duration, Instant};
 use tonic::transport::Channel;
 
 const LOOK: Duration = Duration::from_millis(50);
+/// The same while it may be done in no time: for so long.
+const LOOK_SOON: Duration = Duration::from_millis(10);
+const SOON: Duration = Duration::from_millis(300);
 /// A line of progress this often where nobody watches.
 const LINE_EVERY: Duration = Duration::from_secs(10);
 /// Until a new volume's records are made.
@@ -410,7 +413,7 @@ pub async fn wait(
             let detail = show(control, name, 0).await?;
             progress.show(&progress_line(&detail.volume.unwrap_or_default()));
         }
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(if begun.elapsed() < SOON { LOOK_SOON } else { LOOK }).await;
     }
 }
 
