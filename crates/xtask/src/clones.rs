@@ -1,15 +1,18 @@
 //! Clones and rollback end to end: what they read, what they take, what they are refused for, and how long they need.
 
 use crate::cluster::{Cluster, replicas};
-use crate::{load, tools};
+use crate::{build, load, tools};
 use anyhow::{Context, Result, bail};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-/// So many clones of one template, one after another, within this.
+/// So many clones of one template, one after another.
 const MANY: u32 = 100;
-const MANY_WITHIN: Duration = Duration::from_secs(10);
+/// Of builds for tests, on a machine that does other things too. What is claimed is shown by `prove`.
+const MANY_WITHIN: Duration = Duration::from_secs(40);
+/// The claim.
+const CLAIMED: Duration = Duration::from_secs(10);
 
 struct Scene {
     c: Cluster,
@@ -108,7 +111,7 @@ pub fn made(bins: &Path) -> Result<()> {
     let own = clones(&s)?;
     chains(&s, &own)?;
     rolled_back(&s)?;
-    many(&s)?;
+    many(&s, MANY_WITHIN)?;
     node_lost(&s, &own)
 }
 
@@ -196,7 +199,22 @@ fn rolled_back(s: &Scene) -> Result<()> {
     s.holds("c2", 1, &s.template)
 }
 
-fn many(s: &Scene) -> Result<()> {
+/// snap-5: a disk made from a template takes no space until it is written, and a hundred are made in no time.
+pub fn hundred() -> Result<String> {
+    let s = Scene::new(&build::daemons(build::Profile::Release)?)?;
+    let before = s.used()?;
+    clones(&s)?;
+    let own = s.used()? - before;
+    let took = many(&s, CLAIMED)?;
+    Ok(format!(
+        "three clones that nobody wrote to: 0 bytes; one that was written to: {} KiB on three drives\n\
+         {MANY} clones one after another, each ready: {:.1} s, 0 bytes",
+        own >> 10,
+        took.as_secs_f64()
+    ))
+}
+
+fn many(s: &Scene, within: Duration) -> Result<Duration> {
     let before = s.used()?;
     let begun = Instant::now();
     for i in 0..MANY {
@@ -209,10 +227,10 @@ fn many(s: &Scene) -> Result<()> {
     for i in 0..MANY {
         s.c.ctl(&["volume", "delete", &format!("m{i}"), "--force=test", "--yes"])?;
     }
-    if took > MANY_WITHIN {
+    if took > within {
         bail!("{MANY} clones took {:.1} s", took.as_secs_f64());
     }
-    Ok(())
+    Ok(took)
 }
 
 /// A clone goes on without one of the nodes that its parent lies on.
