@@ -110,6 +110,12 @@ pub enum Entry {
         snapshot: SnapshotNumber,
         volumes: Vec<(VolumeNumber, Vec<(u64, Value)>)>,
     },
+    /// A clone, or a volume that was rolled back: its registers begin with what the view holds that it is made of; `None`: that
+    /// is not known yet, and may be said later. Said before anything is asked of the volume.
+    Begins {
+        volume: VolumeNumber,
+        values: Vec<(u64, Option<Value>)>,
+    },
     /// More is broken than is promised to survive: errors are permitted from here on (`true`), or no more.
     ErrorsPermitted {
         volume: VolumeNumber,

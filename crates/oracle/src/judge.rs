@@ -1,7 +1,7 @@
 //! The judge: feeds a history's entries to the registers, online.
 
 use crate::history::{Entry, History, OpId, OpKind, Outcome, SnapshotNumber, Span, VolumeNumber};
-use crate::register::{Register, Stamp};
+use crate::register::{Register, Stamp, Value};
 use crate::violation::{Rule, Violation};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,6 +16,8 @@ pub struct Counts {
     pub flushes: u64,
     /// Registers of snapshots.
     pub cuts: u64,
+    /// Registers that begin with what their parent's view holds.
+    pub beginnings: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -83,6 +85,7 @@ impl Judge {
             }
             Entry::SnapshotAsked { snapshot } => drop(self.snapshots.insert(snapshot, self.now)),
             Entry::SnapshotMade { snapshot, volumes } => return self.snapshot_made(snapshot, &volumes),
+            Entry::Begins { volume, values } => return self.begins(volume, &values),
             Entry::ErrorsPermitted { volume, permitted } => {
                 self.volume(volume).errors_permitted = permitted;
                 for op in self.ops.values_mut().filter(|o| o.volume == volume) {
@@ -95,6 +98,26 @@ impl Judge {
 
     pub(crate) fn volume(&mut self, v: VolumeNumber) -> &mut Volume {
         self.volumes.entry(v).or_default()
+    }
+
+    fn begins(&mut self, volume: VolumeNumber, values: &[(u64, Option<Value>)]) -> Result<(), Violation> {
+        let now = self.now;
+        let v = self.volume(volume);
+        for (register, value) in values {
+            let r = v.registers.entry(*register).or_default();
+            let (op, read) = (OpId(0), value.unwrap_or_default());
+            let violation = |detail| Violation {
+                rule: Rule::Linearizable,
+                volume,
+                register: *register,
+                op,
+                value: read,
+                detail,
+            };
+            r.begins(*value, now).map_err(violation)?;
+        }
+        self.counts.beginnings += values.len() as u64;
+        Ok(())
     }
 
     fn ask(&mut self, id: OpId, volume: VolumeNumber, client: u32, kind: OpKind) {

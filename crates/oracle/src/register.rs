@@ -109,6 +109,17 @@ impl Zones {
 /// Why an observation cannot be.
 pub type Conflict = &'static str;
 
+/// What the parent's view holds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Origin {
+    /// It is among the beginnings, or does not matter any more.
+    Known,
+    /// This era may have begun with it: with any value.
+    Open,
+    /// It was not known when somebody read it.
+    Pinned(Value),
+}
+
 /// One register. A new *era* begins when a permitted loss is settled: the register then starts with one value of a set.
 #[derive(Clone, Debug)]
 pub struct Register {
@@ -119,6 +130,8 @@ pub struct Register {
     zero_reads: Vec<ZeroRead>,
     /// Values with which this era may have begun; one is left once somebody has read it.
     beginnings: Vec<Value>,
+    /// What a clone's register holds before anybody writes it, as far as that is known.
+    origin: Origin,
     /// Each value's write of this era (zeroes apart).
     by_value: BTreeMap<Value, usize>,
 }
@@ -131,6 +144,7 @@ impl Default for Register {
             zones: Zones::default(),
             zero_reads: vec![],
             beginnings: vec![ZERO],
+            origin: Origin::Known,
             by_value: BTreeMap::new(),
         };
         r.begin(0);
@@ -140,7 +154,10 @@ impl Default for Register {
 
 impl Register {
     fn begin(&mut self, at: Stamp) {
-        let value = if self.beginnings == [ZERO] { ZERO } else { NEVER };
+        let value = match self.beginnings[..] {
+            [value] if self.origin != Origin::Open => value,
+            _ => NEVER,
+        };
         self.writes = vec![Write { value, asked: at, answered: at, deadline: NEVER }];
         let z = Zone { first: at, last: at };
         self.zones = Zones::default();
@@ -149,6 +166,46 @@ impl Register {
         self.zone = vec![Some(z)];
         self.zero_reads.clear();
         self.by_value.clear();
+    }
+
+    /// The register is a clone's, and begins with what its parent's view holds; `None`: not known yet.
+    pub fn begins(&mut self, value: Option<Value>, now: Stamp) -> Result<(), Conflict> {
+        match (self.origin, value) {
+            (Origin::Pinned(pinned), Some(value)) if pinned != value => {
+                return Err("began with something else than its parent's view holds");
+            }
+            (Origin::Pinned(_), Some(_)) => self.origin = Origin::Known,
+            (Origin::Open, Some(value)) => {
+                self.origin = Origin::Known;
+                if !self.beginnings.contains(&value) {
+                    self.beginnings.push(value);
+                }
+                if let [value] = self.beginnings[..] {
+                    self.writes[0].value = value;
+                }
+            }
+            // Said again, when the era that it began is over.
+            (_, _) if self.writes.len() > 1 || self.writes[0].answered > 0 => {}
+            (_, value) => {
+                self.origin = if value.is_some() { Origin::Known } else { Origin::Open };
+                self.beginnings = value.into_iter().collect();
+                self.begin(now);
+            }
+        }
+        Ok(())
+    }
+    /// This era may have begun with the value.
+    fn may_begin_with(&self, value: Value) -> bool {
+        self.beginnings.contains(&value) || self.origin == Origin::Open
+    }
+    /// It has begun with the value.
+    fn has_begun_with(&mut self, value: Value) {
+        if self.origin == Origin::Open {
+            let other = self.beginnings.contains(&value);
+            self.origin = if other { Origin::Known } else { Origin::Pinned(value) };
+        }
+        self.beginnings = vec![value];
+        self.writes[0].value = value;
     }
 
     /// A write is sent; `deadline` before `asked` means that it must never take effect.
@@ -192,11 +249,12 @@ impl Register {
 
     /// The era began with `value`.
     fn pin(&mut self, value: Value) -> Result<(), Conflict> {
-        if !self.beginnings.contains(&value) {
-            return Err("returned what was never written, was lost before, or is older than a flush covers");
+        if self.writes[0].value != NEVER || !self.may_begin_with(value) {
+            let begun = self.beginnings == [value];
+            let never = "returned what was never written, was lost before, or is older than a flush covers";
+            return if begun { Ok(()) } else { Err(never) };
         }
-        self.beginnings = vec![value];
-        self.writes[0].value = value;
+        self.has_begun_with(value);
         Ok(())
     }
 
@@ -204,14 +262,13 @@ impl Register {
         self.zero_reads.push(ZeroRead { asked, answered: now });
         for i in (0..self.writes.len()).rev() {
             let w = self.writes[i];
-            let began = i == 0 && w.value == NEVER && self.beginnings.contains(&ZERO);
+            let began = i == 0 && w.value == NEVER && self.may_begin_with(ZERO);
             if (w.value != ZERO && !began) || w.asked > now || w.deadline < w.asked {
                 continue;
             }
             if self.fits(i, asked, now) {
                 if began {
-                    self.beginnings = vec![ZERO];
-                    self.writes[0].value = ZERO;
+                    self.has_begun_with(ZERO);
                 }
                 return Ok(());
             }
@@ -245,7 +302,7 @@ impl Register {
 
     /// Gives the reads of zero to the zeroings in every way.
     fn try_all(&mut self, otherwise: Conflict) -> Result<(), Conflict> {
-        let may_begin = self.writes[0].value == NEVER && self.beginnings.contains(&ZERO);
+        let may_begin = self.writes[0].value == NEVER && self.may_begin_with(ZERO);
         let problem = exact::Problem {
             writes: &self.writes,
             zones: &self.zone,
@@ -283,6 +340,7 @@ impl Register {
             .collect();
         let mut allowed = vec![];
         let mut carried = vec![];
+        let mut open = false;
         for i in 0..n {
             let w = self.writes[i];
             let too_old = covered.iter().any(|&c| c != i && done(i) < since(c));
@@ -293,7 +351,15 @@ impl Register {
             if too_old || dead {
                 continue;
             }
-            if i == 0 && w.value == NEVER { allowed.extend(&self.beginnings) } else { allowed.push(w.value) }
+            if i == 0 && w.value == NEVER {
+                allowed.extend(&self.beginnings);
+                open = self.origin == Origin::Open;
+            } else {
+                allowed.push(w.value);
+            }
+        }
+        if self.origin == Origin::Open && !open {
+            self.origin = Origin::Known;
         }
         allowed.sort_unstable();
         allowed.dedup();

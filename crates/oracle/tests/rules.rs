@@ -154,3 +154,76 @@ fn torn_blocks_are_found() {
     l.answer(op, Outcome::Torn(7));
     assert_eq!(l.broke(), Some(Rule::Torn));
 }
+
+/// A clone whose register 7 begins with this, as far as it is known.
+fn clone(value: Option<u64>) -> Log {
+    let mut l = Log::default();
+    l.begins(value);
+    l.serves(1);
+    l
+}
+impl Log {
+    fn begins(&mut self, value: Option<u64>) {
+        self.0.push(Entry::Begins { volume: V, values: vec![(7, value)] });
+    }
+}
+
+#[test]
+fn a_clone_reads_what_its_parents_view_holds() {
+    for (holds, found, bad) in [(5, 5, false), (5, 0, true), (5, 6, true), (0, 0, false), (0, 5, true)] {
+        let mut l = clone(Some(holds));
+        l.read(1, found);
+        l.write(1, 9, false);
+        l.read(1, 9);
+        assert_eq!(l.broke().is_some(), bad, "{holds} {found}");
+    }
+    let mut l = clone(Some(5));
+    l.write(1, 9, false);
+    l.read(1, 5);
+    assert_eq!(l.broke(), Some(Rule::Linearizable));
+}
+
+#[test]
+fn what_the_view_holds_is_pinned_by_the_first_read() {
+    for (first, second, bad) in [(5, 5, false), (0, 0, false), (5, 0, true), (0, 5, true), (5, 6, true)] {
+        let mut l = clone(None);
+        l.read(1, first);
+        l.read(1, second);
+        assert_eq!(l.broke().is_some(), bad, "{first} {second}");
+    }
+}
+
+#[test]
+fn what_was_pinned_must_be_what_the_view_turns_out_to_hold() {
+    for (found, holds, bad) in [(5, 5, false), (0, 0, false), (5, 0, true), (0, 5, true), (5, 6, true)] {
+        for late in [false, true] {
+            let mut l = clone(None);
+            let (first, second) = if late { (true, false) } else { (false, true) };
+            if first {
+                l.read(1, found);
+            }
+            l.begins(Some(holds));
+            if second {
+                l.read(1, found);
+            }
+            l.write(1, 9, false);
+            l.begins(Some(holds));
+            l.read(1, 9);
+            assert_eq!(l.broke().is_some(), bad, "{found} {holds} {late}");
+        }
+    }
+}
+
+#[test]
+fn a_clones_beginning_survives_power_loss_until_something_newer_is_flushed() {
+    for holds in [Some(5), None] {
+        for (flushed, found, bad) in [(false, 5, false), (false, 9, false), (true, 5, true), (true, 9, false)] {
+            let mut l = clone(holds);
+            l.write(1, 9, flushed);
+            l.loss();
+            l.serves(2);
+            l.read(2, found);
+            assert_eq!(l.broke().is_some(), bad, "{holds:?} {flushed} {found}");
+        }
+    }
+}
