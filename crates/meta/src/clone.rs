@@ -28,9 +28,8 @@ pub(crate) fn hidden_name(id: u128) -> String {
 impl MetaState {
     pub(crate) fn perform_clone(&mut self, at: u64, op: &Op) -> Decision {
         match op {
-            Op::ForkPoint { volume, branch, id } => {
-                let item = SnapshotItem { volume: *volume, branch: *branch, name: hidden_name(*id), id: *id };
-                self.seal_all(at, &[item], &BTreeMap::new(), 0, true)
+            Op::ForkPoint { volume, branch, generation, id, name } => {
+                self.apply_fork_point(at, *volume, (*branch, *generation), *id, name.as_ref())
             }
             Op::CloneCreate { branch, generation, name, size, class, plan } => {
                 self.apply_clone_create(at, (*branch, *generation), name, *size, *class, plan)
@@ -40,6 +39,26 @@ impl MetaState {
             }
             _ => unreachable!("perform sends only clones' commands here"),
         }
+    }
+
+    fn apply_fork_point(
+        &mut self,
+        at: u64,
+        volume: VolumeId,
+        (branch, seen): Point,
+        id: u128,
+        name: Option<&String>,
+    ) -> Decision {
+        if let Some(name) = name {
+            check_name(name)?;
+        }
+        let item =
+            SnapshotItem { volume, branch, name: name.cloned().unwrap_or_else(|| hidden_name(id)), id };
+        self.check_item(&item)?;
+        if self.branches[&branch].generation != seen {
+            return Err(AdminRefusal::Changed { name: self.volumes[&volume].name.clone() });
+        }
+        self.seal_all(at, &[item], &BTreeMap::new(), 0, name.is_none())
     }
 
     /// What can be forked: also a hidden snapshot.

@@ -301,11 +301,14 @@ pub enum Op {
     },
 
     // Format 4. Clones.
-    /// A hidden snapshot of the volume's head, to be forked.
+    /// A snapshot of the volume's head that an order needs first. Without a name: hidden, to be forked.
     ForkPoint {
         volume: VolumeId,
         branch: BranchId,
+        /// The head that the proposer saw: it rises, so a copy that comes late makes no second snapshot.
+        generation: Generation,
         id: u128,
+        name: Option<String>,
     },
     /// Nobody forked it.
     ForkPointDrop {

@@ -160,9 +160,9 @@ impl Service {
         name: Option<String>,
     ) -> Result<Progress, AdminRefusal> {
         let row = &state.volumes()[&volume];
-        let hidden = name.is_none();
-        let item =
-            SnapshotItem { volume, branch: row.branch, name: name.unwrap_or_else(|| hidden_name(id)), id };
+        let branch = row.branch;
+        let shown = name.clone().unwrap_or_else(|| hidden_name(id));
+        let item = SnapshotItem { volume, branch, name: shown, id };
         let late = self.now >= order.since + POINT_WAIT;
         let called_off = || AdminRefusal::SealCalledOff { names: vec![row.name.clone()] };
         if let Some((point, s)) = state.snapshot_named(volume, &item.name).filter(|(_, s)| s.id == id) {
@@ -182,11 +182,8 @@ impl Service {
             Err(AdminRefusal::SealBusy { .. }) if !late => return Ok(Progress::Wait),
             checked => checked?,
         }
-        let op = if hidden {
-            Op::ForkPoint { volume, branch: item.branch, id }
-        } else {
-            Op::SnapshotCreate { items: vec![item], labels: BTreeMap::new(), protect_until_ms: 0 }
-        };
+        let generation = state.branches()[&branch].generation;
+        let op = Op::ForkPoint { volume, branch, generation, id, name };
         self.propose_own(OwnKey::Point(order.token), op);
         order.asked = true;
         Ok(Progress::Wait)

@@ -36,6 +36,10 @@ fn clone(branch: BranchId, n: u32, name: &str, size: u64) -> Op {
     Op::CloneCreate { branch, generation: g(n), name: name.into(), size, class, plan }
 }
 
+fn fork_point(volume: VolumeId, branch: BranchId, head: u32, id: u128, name: Option<String>) -> Op {
+    Op::ForkPoint { volume, branch, generation: g(head), id, name }
+}
+
 fn rollback(volume: VolumeId, seen: BranchId, branch: BranchId, n: u32) -> Op {
     Op::Rollback { volume, seen, branch, generation: g(n), plan: plan(SIZE, &[1, 2, 3]) }
 }
@@ -167,9 +171,9 @@ fn a_fork_keeps_its_snapshot_and_its_volume() {
 fn a_fork_point_without_a_name_is_kept_by_its_fork_alone() {
     let mut w = World::with_nodes(4);
     let (v, b) = w.volume("v", SIZE, &[1, 2, 3]);
-    let point = |id| Op::ForkPoint { volume: v, branch: b, id };
-    w.admin(point(3)).expect("sealed at once");
-    assert!(matches!(w.admin(point(3)), Err(AdminRefusal::Exists { .. })), "once");
+    let point = |n, id| fork_point(v, b, n, id, None);
+    w.admin(point(1, 3)).expect("sealed at once");
+    assert!(matches!(w.admin(point(1, 3)), Err(AdminRefusal::Exists { .. })), "once");
     assert_eq!((kept(&w, b), w.state.snapshots_of(v).count()), (vec![1], 0));
     // No operator's order reaches it.
     let name = w.state.snapshots()[&(b, g(1))].name.clone();
@@ -182,6 +186,7 @@ fn a_fork_point_without_a_name_is_kept_by_its_fork_alone() {
     assert_eq!((kept(&w, b), owed(&w)), (vec![1], vec![]), "by the fork");
     let drop = |n| Op::ForkPointDrop { branch: b, generation: g(n) };
     assert!(!w.own(drop(1)), "late");
+    assert_eq!(w.admin(point(1, 3)), Err(AdminRefusal::Changed { name: "v".into() }), "late");
     let clones = AdminRefusal::HasClones { name: "v".into(), clones: names(&["c"]) };
     assert_eq!(w.admin(delete(v)), Err(clones));
     let (c, _) = head(&w, "c");
@@ -189,15 +194,30 @@ fn a_fork_point_without_a_name_is_kept_by_its_fork_alone() {
     assert_eq!(kept(&w, b), vec![0u32; 0]);
     assert_eq!(owed(&w).len(), 3, "the parent's drives hear of it");
     // Nobody forks the next one; a named one is none of its business.
-    w.admin(point(4)).expect("sealed at once");
+    w.admin(point(2, 4)).expect("sealed at once");
     snap(&mut w, v, "a").expect("sealed at once");
     assert!(!w.own(drop(3)));
     assert!(w.own(drop(2)) && !w.own(drop(2)));
     assert_eq!(kept(&w, b), [3]);
     // A hidden one does not stand in the way.
-    w.admin(point(5)).expect("sealed at once");
+    w.admin(point(4, 5)).expect("sealed at once");
     w.admin(delete(v)).expect("its snapshots go with it");
     assert!(w.state.branches().is_empty() && w.state.snapshots().is_empty());
+}
+
+#[test]
+fn a_snapshot_before_a_rollback_is_not_made_again_by_a_late_copy() {
+    let mut w = World::with_nodes(4);
+    let (v, b) = w.volume("v", SIZE, &[1, 2, 3]);
+    let order = |n| fork_point(v, b, n, 3, Some("before".into()));
+    w.admin(order(1)).expect("sealed at once");
+    assert_eq!(w.state.snapshots_of(v).map(|(_, s)| s.name.clone()).collect::<Vec<_>>(), ["before"]);
+    assert!(matches!(w.admin(order(2)), Err(AdminRefusal::Exists { .. })));
+    w.admin(Op::SnapshotDelete { branch: b, generation: g(1), name: "before".into() }).expect("no clones");
+    assert_eq!(w.admin(order(1)), Err(AdminRefusal::Changed { name: "v".into() }), "late");
+    assert!(w.state.snapshots().is_empty());
+    let bad = fork_point(v, b, 2, 3, Some("~".into()));
+    assert!(matches!(w.admin(bad), Err(AdminRefusal::BadName { .. })));
 }
 
 #[test]
@@ -257,7 +277,7 @@ fn what_a_rollback_is_refused_for() {
     let (other, ob) = w.volume("w", SIZE, &[1, 2, 3]);
     snap(&mut w, v, "a").expect("sealed at once");
     snap(&mut w, other, "a").expect("sealed at once");
-    w.admin(Op::ForkPoint { volume: v, branch: b, id: 1 }).expect("sealed at once");
+    w.admin(fork_point(v, b, 2, 1, None)).expect("sealed at once");
     let gone = |name: &str| AdminRefusal::NotFound { noun: Noun::Snapshot, name: name.into() };
     assert_eq!(w.admin(rollback(v, b, ob, 1)), Err(gone("w@a")), "another volume's");
     assert_eq!(w.admin(rollback(v, b, b, 7)), Err(gone("b1@g7")));
@@ -489,7 +509,8 @@ fn random_op(w: &World, kind: u8, n: [u32; 3]) -> Option<Op> {
         }
         9 => {
             let (volume, branch) = volume?;
-            Op::ForkPoint { volume, branch, id: n[2].into() }
+            let name = n[2].is_multiple_of(3).then(|| format!("s{}", n[2] % 9));
+            fork_point(volume, branch, s.branches()[&branch].generation.0, n[2].into(), name)
         }
         10 => Op::ForkPointDrop { branch: point.as_ref()?.0.0, generation: point?.0.1 },
         11..=14 => {

@@ -270,7 +270,9 @@ impl Maker<'_> {
         Some(match kind {
             40 => {
                 let SnapshotItem { volume, branch, .. } = self.item(1)?;
-                Op::ForkPoint { volume, branch, id: u128::from(self.n[2]) }
+                let generation = self.state.branches().get(&branch)?.generation;
+                let name = self.n[3].is_multiple_of(3).then(|| format!("s{}", self.n[3] % 5));
+                Op::ForkPoint { volume, branch, generation, id: u128::from(self.n[2]), name }
             }
             41 if self.n[2].is_multiple_of(3) => {
                 let (branch, generation) = *chosen?.0;

@@ -4,7 +4,7 @@ use crate::node::Node;
 use crate::seats::{Phase, Seat, in_words};
 use proto::control::{DriveStatus, MetaRefusal, SessionKind, SessionStatus, VolumeRef};
 use proto::message::Attempt;
-use proto::{BranchId, DriveId, Epoch, NodeId, ProcessNumber, Time};
+use proto::{BranchId, DriveId, Epoch, ExportId, NodeId, ProcessNumber, Time};
 use store::Store;
 use store::event::Failure;
 use volume::Session;
@@ -113,6 +113,12 @@ impl Node {
     }
     pub fn session(&self, branch: BranchId) -> Option<&Session> {
         self.seats.of_branch(branch).map(|(_, l)| &l.session)
+    }
+    /// The branch whose session an export is on.
+    #[must_use]
+    pub fn branch_of_export(&self, export: ExportId) -> Option<BranchId> {
+        let seat = self.seats.all.get(self.seats.by_export.get(&export)?)?;
+        seat.live().map(|l| l.branch)
     }
     /// Drives that are open, with their stores.
     pub fn stores(&self) -> impl Iterator<Item = (DriveId, &Store)> + '_ {

@@ -132,6 +132,8 @@ pub struct Register {
     beginnings: Vec<Value>,
     /// What a clone's register holds before anybody writes it, as far as that is known.
     origin: Origin,
+    /// This era began with a loss.
+    lost: bool,
     /// Each value's write of this era (zeroes apart).
     by_value: BTreeMap<Value, usize>,
 }
@@ -145,6 +147,7 @@ impl Default for Register {
             zero_reads: vec![],
             beginnings: vec![ZERO],
             origin: Origin::Known,
+            lost: false,
             by_value: BTreeMap::new(),
         };
         r.begin(0);
@@ -250,9 +253,13 @@ impl Register {
     /// The era began with `value`.
     fn pin(&mut self, value: Value) -> Result<(), Conflict> {
         if self.writes[0].value != NEVER || !self.may_begin_with(value) {
-            let begun = self.beginnings == [value];
-            let never = "returned what was never written, was lost before, or is older than a flush covers";
-            return if begun { Ok(()) } else { Err(never) };
+            return match self.lost {
+                _ if self.beginnings == [value] => Ok(()),
+                true => {
+                    Err("returned what was never written, was lost before, or is older than a flush covers")
+                }
+                false => Err("returned what was never written, nor is what it began with"),
+            };
         }
         self.has_begun_with(value);
         Ok(())
@@ -364,6 +371,7 @@ impl Register {
         allowed.sort_unstable();
         allowed.dedup();
         self.beginnings = allowed;
+        self.lost = true;
         self.begin(now);
         for (w, seen) in carried {
             // Sent by a client that lives on: it may still take effect, or do so again.

@@ -217,7 +217,8 @@ fn what_was_pinned_must_be_what_the_view_turns_out_to_hold() {
 #[test]
 fn a_clones_beginning_survives_power_loss_until_something_newer_is_flushed() {
     for holds in [Some(5), None] {
-        for (flushed, found, bad) in [(false, 5, false), (false, 9, false), (true, 5, true), (true, 9, false)] {
+        for (flushed, found, bad) in [(false, 5, false), (false, 9, false), (true, 5, true), (true, 9, false)]
+        {
             let mut l = clone(holds);
             l.write(1, 9, flushed);
             l.loss();

@@ -104,7 +104,7 @@ impl World {
 
     /// A session serves (a maintenance session too): its members hold everything, flushed.
     pub fn notice_service(&mut self, v: usize) {
-        let Some((branch, epoch, _)) = self.metad.session_of(&self.volumes[v].name) else { return };
+        let Some((branch, epoch, _)) = self.session_of(v) else { return };
         if self.atlas.served.get(&branch) != Some(&epoch) && self.serving_host(branch, epoch).is_some() {
             self.atlas.served.insert(branch, epoch);
             self.members_are_whole(branch);

@@ -67,6 +67,7 @@ bugs! {
     "cut_misses_write" volume.cut_misses_write "a cut that misses an acknowledged write";
     "reconcile_into_new" volume.reconcile_into_new "a successor reconciles into the new generation";
     "seal_leaves_attempt" volume.seal_leaves_attempt "a seal leaves a resync attempt running";
+    "parent_head" volume.parent_head "a clone reads its parent's head instead of the generation that it was made of";
     "lease_through_restart" node.lease_through_restart "grant leases through a restart";
     "fence_before_lease" node.fence_before_lease "answer a fence before the older lease has run out";
     "old_connection" node.old_connection "process frames of an old connection";

@@ -69,6 +69,7 @@ counted! {
         Views = "VIEWS",
         Readers = "VIEWS, read by clients",
         Kept = "KEPT",
+        Clones = "LIN, registers of clones",
     }
 }
 
@@ -93,6 +94,11 @@ counted! {
         Group = "snapshots of a group",
         Delete = "deletions of snapshots",
         Read = "snapshots read",
+        Clone = "clones made",
+        LargerClone = "clones made larger than their source",
+        Deep = "clones and rollbacks over more than one level",
+        Rollback = "rollbacks",
+        VolumeDelete = "deletions of volumes",
     }
 }
 

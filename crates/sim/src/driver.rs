@@ -12,7 +12,7 @@ use volume::{GuestError, GuestReply};
 impl World {
     /// Mean time between the turns of a guest.
     fn think(&self, depth: usize) -> u64 {
-        let share = self.swarm.operations / self.volumes.len() as u64;
+        let share = self.swarm.operations / self.live().len().max(1) as u64;
         self.swarm.span.0 / share.max(1) * (depth as u64 / 2 + 1)
     }
 
@@ -23,6 +23,9 @@ impl World {
     }
 
     pub fn guest_turn(&mut self, volume: usize) {
+        if self.volumes[volume].gone.is_some() {
+            return;
+        }
         let depth = self.volumes[volume].taste.depth;
         let rest = matches!(self.phase, Phase::Rest { .. });
         if !matches!(self.phase, Phase::Faults | Phase::Rest { .. }) || (rest && self.asked_all()) {
@@ -104,7 +107,7 @@ impl World {
         }
     }
 
-    fn client_over(&mut self, v: usize, i: usize) {
+    pub fn client_over(&mut self, v: usize, i: usize) {
         for e in self.volumes[v].gone(i, &mut self.counts) {
             self.tell(e);
         }
@@ -112,7 +115,8 @@ impl World {
 
     /// A guest wants its volume on some node.
     pub fn guest_attach(&mut self, volume: usize, host: Option<HostIndex>, force: bool) {
-        if self.volumes[volume].present().is_some() {
+        let v = &self.volumes[volume];
+        if v.present().is_some() || v.gone.is_some() || v.parked {
             return;
         }
         let host = host.unwrap_or_else(|| self.rng.index(self.hosts.len()));
@@ -135,6 +139,7 @@ impl World {
             return;
         }
         let Some(v) = self.volume_of(host, life, export) else { return };
+        let v = self.client_lands(v, host, life, export);
         let epoch = self.branch_of(v).and_then(|b| self.session_epoch(host, b)).unwrap_or_default();
         let entry = self.volumes[v].opened((host, life, export), epoch, self.now);
         if let Some(entry) = entry {

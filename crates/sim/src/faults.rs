@@ -90,7 +90,7 @@ impl World {
         let mut host = self.rng.index(self.hosts.len());
         // Often where a guest is: there most can go wrong.
         if self.rng.permille(300) {
-            let v = self.rng.index(self.volumes.len());
+            let v = self.some_volume();
             host = self.volumes[v].present().map_or(host, |c| c.host);
         }
         match kind {
@@ -265,7 +265,7 @@ impl World {
     }
 
     fn move_a_guest(&mut self, kind: Fault) -> bool {
-        let volume = self.rng.index(self.volumes.len());
+        let volume = self.some_volume();
         let v = &mut self.volumes[volume];
         let Some(i) = v.clients.iter().rposition(|c| c.alive() && !c.old) else { return false };
         if v.clients[i].state != ClientState::Open {
@@ -289,7 +289,7 @@ impl World {
     /// A guest's node is cut off (from one peer in one direction, or from all), or stopped; meanwhile the guest is
     /// attached elsewhere by force, and the old attachment goes on asking.
     fn take_over(&mut self) -> bool {
-        let volume = self.rng.index(self.volumes.len());
+        let volume = self.some_volume();
         let v = &mut self.volumes[volume];
         let Some(i) = v.clients.iter().rposition(|c| c.alive() && !c.old) else { return false };
         if v.clients[i].state != ClientState::Open || self.hosts[v.clients[i].host].stopped {
@@ -399,7 +399,8 @@ impl World {
         if self.swarm.tight {
             self.put(Span::secs(1), Due::Operator);
         }
-        for volume in 0..self.volumes.len() {
+        self.errands_end();
+        for volume in self.live() {
             self.put(Span(1), Due::Guest { volume });
             self.put(Span(2), Due::Attach { volume, host: None, force: true });
         }

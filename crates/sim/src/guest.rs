@@ -9,7 +9,7 @@ use crate::net::HostIndex;
 use crate::rng::Rng;
 use oracle::{Entry, OpId, OpKind, Outcome, VolumeNumber};
 use proto::limits::{BLOCK, SECTOR};
-use proto::{Epoch, ExportId, Ticket, Time};
+use proto::{BranchId, Epoch, ExportId, Level, Ticket, Time};
 use std::collections::BTreeMap;
 use volume::{GuestData, GuestError, GuestOp, GuestReply, GuestRequest};
 
@@ -87,6 +87,14 @@ pub struct Volume {
     pub taste: Taste,
     /// Drives are small: a write may be refused.
     pub tight: bool,
+    /// Fixed when it is made; a rollback makes another volume of it, of the same name.
+    pub branch: Option<BranchId>,
+    /// What is absent in the branch is read from this view.
+    pub parent: Option<Level>,
+    /// It was deleted or rolled back: the last epoch that it can have been written in.
+    pub gone: Option<Epoch>,
+    /// The operator wants it detached.
+    pub parked: bool,
     pub clients: Vec<Client>,
     /// The newest client that was served, and its session's epoch then.
     served: u32,
@@ -111,6 +119,10 @@ impl Volume {
             layout,
             taste,
             tight,
+            branch: None,
+            parent: None,
+            gone: None,
+            parked: false,
             clients: vec![],
             served: 0,
             served_epoch: Epoch(0),
@@ -120,6 +132,15 @@ impl Volume {
 
     pub fn client(&mut self, host: HostIndex, life: u64, export: ExportId) -> Option<&mut Client> {
         self.clients.iter_mut().find(|c| c.host == host && c.life == life && c.export == export && c.alive())
+    }
+    /// Takes away those that are opening.
+    pub fn take_opening(&mut self) -> Vec<Client> {
+        self.clients.extract_if(.., |c| c.state == ClientState::Opening).collect()
+    }
+    /// ... or one.
+    pub fn take_client(&mut self, host: HostIndex, life: u64, export: ExportId) -> Vec<Client> {
+        let is = |c: &mut Client| (c.host, c.life, c.export) == (host, life, export) && c.alive();
+        self.clients.extract_if(.., is).collect()
     }
     /// The attachment that the guest means now.
     #[must_use]

@@ -18,8 +18,9 @@ const RUBBISH: u64 = 0xdead_dead_dead_dead;
 
 #[derive(Clone, Copy, Debug)]
 pub struct Layout {
-    /// Number of the volume, part of each sector's place.
-    pub volume: u32,
+    /// Number of the volume that this one descends from, by clones and rollbacks; part of each sector's place: what a
+    /// clone reads of its parent's belongs there.
+    pub family: u32,
     /// First block of the region within the volume.
     pub first: u64,
     /// Blocks of the region.
@@ -67,7 +68,7 @@ impl Layout {
     }
 
     fn place(&self, sector: u64) -> u64 {
-        (u64::from(self.volume) << 48) | (sector + 1)
+        (u64::from(self.family) << 48) | (sector + 1)
     }
 
     /// The payload of a write of `value` to the bytes `offset .. offset + len`.
@@ -123,12 +124,14 @@ impl Layout {
         Ok(out)
     }
 
-    /// The value that a whole block of bytes carries, if it is of one piece; for the checks of true state.
+    /// Blocks of the region.
+    pub fn each(&self) -> impl Iterator<Item = u64> + use<> {
+        self.first..self.first + self.blocks
+    }
+    /// Registers of one block.
     #[must_use]
-    pub fn of_block(bytes: &[u8]) -> Option<Value> {
-        let mut sectors = bytes.chunks_exact(SECTOR).map(stamp);
-        let (value, _) = sectors.next()?;
-        sectors.all(|(v, _)| v == value).then_some(value)
+    pub fn of_block(&self, block: u64) -> Span {
+        self.registers(block * BLOCK as u64, BLOCK as u64)
     }
 }
 
@@ -159,10 +162,19 @@ fn bytes_of(op: &GuestOp) -> (u64, u64) {
 }
 
 fn blocks(first: u64, end: u64) -> impl Iterator<Item = (ChunkIndex, u32)> {
-    (first..end).map(|b| {
-        let chunk = ChunkIndex(u32::try_from(b / CHUNK_BLOCKS).expect("few chunks"));
-        (chunk, u32::try_from(b % CHUNK_BLOCKS).expect("within a chunk"))
-    })
+    (first..end).map(place_of)
+}
+
+/// A block of the volume: its chunk, and where in it.
+#[must_use]
+pub fn place_of(block: u64) -> (ChunkIndex, u32) {
+    let chunk = ChunkIndex(u32::try_from(block / CHUNK_BLOCKS).expect("few chunks"));
+    (chunk, u32::try_from(block % CHUNK_BLOCKS).expect("within a chunk"))
+}
+/// And back.
+#[must_use]
+pub fn block_at((chunk, block): (ChunkIndex, u32)) -> u64 {
+    u64::from(chunk.0) * CHUNK_BLOCKS + u64::from(block)
 }
 
 fn stamp(sector: &[u8]) -> (u64, u64) {
@@ -174,7 +186,7 @@ fn stamp(sector: &[u8]) -> (u64, u64) {
 mod tests {
     use super::*;
 
-    const L: Layout = Layout { volume: 3, first: 100, blocks: 32, fine: 2 };
+    const L: Layout = Layout { family: 3, first: 100, blocks: 32, fine: 2 };
 
     #[test]
     fn what_is_written_is_read_back() {

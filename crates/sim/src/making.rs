@@ -63,7 +63,7 @@ impl World {
             if self.metad.branch(&name).is_none() && all_run {
                 let request = AdminRequest::VolumeCreate {
                     name,
-                    size: self.swarm.volume_bytes,
+                    size: self.swarm.bytes_of(&self.volumes[v].layout),
                     chunk_shift: Some(proto::limits::CHUNK_SHIFT_MIN),
                     class: Class::of_copies(3),
                     prefer: None,
@@ -78,7 +78,7 @@ impl World {
                 self.put(Span(1), Due::Attach { volume, host: None, force: false });
                 self.put(Span::millis(1), Due::Guest { volume });
             }
-            if self.swarm.snapshots > 0 {
+            if self.swarm.has_views() {
                 self.put(Span::millis(20), Due::Operator);
             }
             for _ in 0..self.swarm.fault_count {

@@ -157,13 +157,17 @@ impl Metad {
     pub fn configuration(&self, branch: BranchId, chunk: ChunkIndex) -> Option<Configuration> {
         self.state.configuration(branch, chunk)
     }
-    /// The branch, the present epoch and `min_in_sync` of a volume that somebody has attached.
+    /// The present epoch and `min_in_sync` of a branch that somebody has attached.
     #[must_use]
-    pub fn session_of(&self, volume: &str) -> Option<(BranchId, Epoch, u8)> {
-        let branch = self.branch(volume)?;
+    pub fn session_of(&self, branch: BranchId) -> Option<(Epoch, u8)> {
         let b = self.state.branches().get(&branch)?;
         b.session.as_ref()?;
-        Some((branch, b.epoch, b.class.min_in_sync))
+        Some((b.epoch, b.class.min_in_sync))
+    }
+    /// Names of all volumes, and their branches.
+    #[must_use]
+    pub fn volumes(&self) -> Vec<(String, BranchId)> {
+        self.state.volumes().values().map(|v| (v.name.clone(), v.branch)).collect()
     }
     #[must_use]
     pub fn drives_of(&self, node: proto::NodeId) -> Vec<proto::DriveId> {
@@ -374,8 +378,11 @@ impl World {
                 .collect();
             self.check_aba(&format!("{:?}", command.op), twice, &changed);
         }
-        self.configurations_changed();
         self.snapshots_changed();
+        if outcome.changes.iter().any(|c| c.table == meta::Table::Volumes) {
+            self.volumes_changed();
+        }
+        self.configurations_changed();
         if term == self.metad.term
             && let Some(proposal) = proposal
         {
@@ -403,11 +410,6 @@ impl World {
                 self.metad.seen.insert((branch, chunk), c);
             }
         }
-    }
-
-    #[must_use]
-    pub fn branch_of(&self, v: usize) -> Option<BranchId> {
-        self.metad.branch(&self.volumes[v].name)
     }
 
     // Streams of updates.

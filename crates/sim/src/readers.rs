@@ -3,7 +3,7 @@
 
 use crate::counts::{Operator as Did, Property};
 use crate::host::Input;
-use crate::layout::CHUNK_BLOCKS;
+use crate::layout::place_of;
 use crate::net::HostIndex;
 use crate::operator::Row;
 use crate::properties::truth::Block;
@@ -11,7 +11,7 @@ use crate::world::{Due, Phase, World};
 use node::Event;
 use proto::limits::BLOCK;
 use proto::record::Sum;
-use proto::{BranchId, ChunkIndex, ExportId, Generation, Span, Ticket, Time};
+use proto::{BranchId, ExportId, Generation, Span, Ticket, Time};
 use std::collections::BTreeMap;
 use volume::{GuestError, GuestOp, GuestReply, GuestRequest, ReadPiece};
 
@@ -110,7 +110,7 @@ impl World {
             }
             // Its node goes, or the snapshot is gone.
             Err(GuestError::Gone) => {}
-            Err(_) if !self.watchers.cuts.images.contains_key(&key) => {}
+            Err(_) if !self.metad.state.snapshots().contains_key(&key) => {}
             other => self.fail("VIEWS", format!("a reader of {name} is told {other:?}, and it is there")),
         }
         true
@@ -124,7 +124,7 @@ impl World {
         count: u64,
         pieces: &[ReadPiece],
     ) {
-        let Some((_, image)) = self.watchers.cuts.images.get(&key) else { return };
+        let Some(image) = self.watchers.cuts.images.get(&key) else { return };
         let bytes = bytes_of(pieces);
         if bytes.len() as u64 != count * BLOCK as u64 {
             return self.fail("VIEWS", format!("a reader of {name} got {} bytes", bytes.len()));
@@ -132,13 +132,12 @@ impl World {
         let mut wrong = None;
         let mut checked = 0;
         for (b, bytes) in (first..).zip(bytes.chunks_exact(BLOCK)) {
-            let chunk = ChunkIndex(u32::try_from(b / CHUNK_BLOCKS).expect("few chunks"));
-            let block = u32::try_from(b % CHUNK_BLOCKS).expect("within a chunk");
-            let Some(kept) = image.get(&(chunk, block)) else { continue };
+            let (chunk, block) = place_of(b);
+            let Some(kept) = image.seen.get(&(chunk, block)).map(|s| s.block) else { continue };
             checked += 1;
             let same = match kept {
-                Block::Zero => bytes.iter().all(|x| *x == 0),
-                Block::Data(sum) => *sum == Sum::of(bytes),
+                Block::Zero | Block::Absent => bytes.iter().all(|x| *x == 0),
+                Block::Data(sum) => sum == Sum::of(bytes),
             };
             if !same {
                 wrong = Some(format!(

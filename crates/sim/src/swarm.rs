@@ -1,10 +1,11 @@
 //! What a seed is about: each draws its own mix, so that over many seeds every combination comes.
 
 use crate::counts::Fault;
-use crate::guest::Taste;
+pub use crate::guest::Taste;
 use crate::layout::{CHUNK_BLOCKS, Layout};
 use crate::rng::Rng;
 use proto::Span;
+use proto::limits::{BLOCK, VOLUME_SIZE_MIN};
 
 /// Guest operations and faults of a seed, at least.
 pub const OPERATIONS: u64 = 2_000;
@@ -15,8 +16,9 @@ pub struct Swarm {
     pub seed: u64,
     pub nodes: usize,
     pub volumes: Vec<(Layout, Taste)>,
-    /// Bytes of each volume.
-    pub volume_bytes: u64,
+    /// Chunks of each volume; or it ends with its region.
+    chunks: u64,
+    ends_early: bool,
     pub operations: u64,
     /// Time in which the operations and faults are spread.
     pub span: Span,
@@ -49,6 +51,8 @@ pub struct Swarm {
     pub snapshots: u64,
     pub groups: u64,
     pub snapshots_kept: usize,
+    /// Of a thousand of the operator's turns: clones, rollbacks, deletions of volumes.
+    pub clones: u64,
 }
 
 /// Faults that a seed draws; the others of the table happen along with these.
@@ -92,7 +96,13 @@ impl Swarm {
         // ... nor do these.
         let mut own = Rng::new(seed ^ 0x5a17);
         let snapshots = own.pick(&[0, 4, 12, 12, 40]);
+        let (groups, snapshots_kept) = (own.pick(&[0, 200, 500]), own.pick(&[2, 4, 8]));
+        let clones = own.pick(&[0, 0, 200, 400, 700]);
         let tight = rng.permille(50);
+        // Drives that hold little have no room for more volumes.
+        let clones = if tight || snapshots == 0 { 0 } else { clones };
+        let snapshots = if clones > 0 { snapshots.max(12) } else { snapshots };
+        let ends_early = clones > 0 && own.permille(500);
         if tight && snapshots > 0 {
             // A discard over a snapshot takes an extent, for which a session has no credit: on a full drive it is refused
             // after it was sent (docs/operations.md). Until it needs none, full drives and snapshots go without.
@@ -104,7 +114,8 @@ impl Swarm {
             seed,
             nodes,
             volumes,
-            volume_bytes: chunks * CHUNK_BLOCKS * 4096,
+            chunks,
+            ends_early,
             operations: OPERATIONS + rng.below(400),
             span: Span::secs(rng.within(25, 80)),
             faults: likes(&mut rng),
@@ -124,20 +135,34 @@ impl Swarm {
             down_out: rng.permille(300).then(|| Span::secs(rng.within(5, 12))),
             late_drives: Span::millis(rng.pick(&[0, 0, 20, 400, 6000])),
             snapshots,
-            groups: own.pick(&[0, 200, 500]),
-            snapshots_kept: own.pick(&[2, 4, 8]),
+            groups,
+            snapshots_kept,
+            clones,
         }
+    }
+
+    /// Somebody makes snapshots, or clones.
+    #[must_use]
+    pub fn has_views(&self) -> bool {
+        self.snapshots > 0
+    }
+    /// Bytes of a volume that is made for this region.
+    #[must_use]
+    pub fn bytes_of(&self, layout: &Layout) -> u64 {
+        let blocks = if self.ends_early { layout.first + layout.blocks } else { self.chunks * CHUNK_BLOCKS };
+        (blocks * BLOCK as u64).max(VOLUME_SIZE_MIN)
     }
 }
 
-fn layout(volume: u32, rng: &mut Rng) -> Layout {
+fn layout(family: u32, rng: &mut Rng) -> Layout {
     // Across the border of the first two chunks, or within the first.
     let blocks = rng.pick(&[64, 96, 256]);
     let first = if rng.permille(600) { CHUNK_BLOCKS - blocks / 2 / 16 * 16 } else { 16 * rng.below(64) };
-    Layout { volume, first, blocks, fine: rng.pick(&[2, 4, 16]) }
+    Layout { family, first, blocks, fine: rng.pick(&[2, 4, 16]) }
 }
 
-fn taste(rng: &mut Rng) -> Taste {
+/// What a guest likes.
+pub fn taste(rng: &mut Rng) -> Taste {
     let depth = usize::try_from(rng.pick(&[1, 4, 16, 32])).expect("small");
     Taste {
         read: rng.within(10, 50),

@@ -78,6 +78,10 @@ pub enum Due {
     Metad(MetadDue),
     /// The operator's next command.
     Operator,
+    /// He sees to a volume that he wants detached first.
+    Errand {
+        volume: usize,
+    },
     Fault,
     /// A session has just begun to serve: something strikes again.
     Aftershock {
@@ -157,8 +161,8 @@ impl World {
         let mut rng = Rng::new(swarm.seed ^ 0x5eed);
         let hosts = (0..swarm.nodes).map(|i| make_host(i, &swarm, &mut rng)).collect();
         let volumes = swarm.volumes.iter().map(|(layout, taste)| {
-            let name = format!("vol{}", layout.volume);
-            Volume::new(name, VolumeNumber(layout.volume), *layout, taste.clone(), swarm.tight)
+            let name = format!("vol{}", layout.family);
+            Volume::new(name, VolumeNumber(layout.family), *layout, taste.clone(), swarm.tight)
         });
         let mut w = World {
             now: Time(1_000_000_000),
@@ -204,6 +208,7 @@ impl World {
             self.happen(due);
         }
         self.counts.checked(Property::Lin, self.judge.counts.linearizable);
+        self.counts.checked(Property::Clones, self.judge.counts.beginnings);
         self.counts.checked(Property::Flush, self.judge.counts.flush + self.judge.counts.flushes);
     }
 
@@ -246,6 +251,7 @@ impl World {
             Due::Retire { volume, client } => self.guest_retires(volume, client),
             Due::Metad(due) => self.metad_due(due),
             Due::Operator => self.operator_turn(),
+            Due::Errand { volume } => self.errand_turn(volume),
             Due::Fault => self.fault_due(),
             Due::Aftershock { host } => self.aftershock(host),
             Due::Break { conn, hears } => self.connection_breaks(conn, hears),

@@ -12,7 +12,7 @@ use proto::message::{BlockState, View};
 use proto::record::Sum;
 use proto::{
     BlockRange, BranchId, ChunkIndex, ConfigNumber, DriveId, Epoch, Generation, Generations, Incarnation,
-    ListIndex, Marks, NodeId, Version,
+    ListIndex, Marks, NodeId, Payload, Version,
 };
 
 /// A block as the store's memory has it.
@@ -22,6 +22,14 @@ pub enum BlockView {
     Data(Sum),
     Zero,
     Absent,
+}
+
+/// Where the bytes of a block are.
+#[derive(Clone, Debug)]
+pub enum BytesAt {
+    Memory(Payload),
+    /// Bytes from the start of the drive: at home, or in the journal.
+    Drive(u64),
 }
 
 /// A branch as the store's memory has it.
@@ -134,6 +142,17 @@ impl Store {
             (BranchId(op.raw.branch.get()), ChunkIndex(op.raw.chunk.get()), range)
         };
         batches.flat_map(|b| b.ops.iter().filter(sets_blocks).map(range)).collect()
+    }
+    /// Where the bytes of a written block are now; `None`: it is not written in this view.
+    #[must_use]
+    pub fn bytes_at(&self, branch: BranchId, chunk: ChunkIndex, block: u32, view: View) -> Option<BytesAt> {
+        let disk = self.disk.as_ref()?;
+        let replica = disk.records.replica_number(branch, chunk)?;
+        match disk.look(replica, block, view).bytes {
+            Bytes::None => None,
+            Bytes::Memory(payload) => Some(BytesAt::Memory(payload)),
+            Bytes::Drive { offset, .. } => Some(BytesAt::Drive(offset)),
+        }
     }
     /// Where the block's bytes lie on the drive, if they are at home (bytes from the start): for fault injection.
     #[must_use]

@@ -1,13 +1,14 @@
 //! The invariant of section 3: the in-sync set in Raft is a subset of the replicas whose acknowledgement the volume's
-//! session requires. Always, for every chunk. (While the session is the current one, and serves.)
+//! session requires. Always, for every chunk of every branch. (While the session is the current one, and serves.)
 
 use crate::counts::Property;
 use crate::world::World;
 
 impl World {
     pub fn check_invariant(&mut self) {
-        for v in 0..self.volumes.len() {
-            let Some((branch, epoch, _)) = self.metad.session_of(&self.volumes[v].name) else { continue };
+        let branches: Vec<_> = self.metad.state.branches().keys().copied().collect();
+        for branch in branches {
+            let Some((epoch, _)) = self.metad.session_of(branch) else { continue };
             let Some(host) = self.serving_host(branch, epoch) else { continue };
             for (chunk, c) in self.metad.configurations(branch) {
                 if c.number.0 == 0 {

@@ -12,8 +12,8 @@ const STEP: u64 = 32;
 impl World {
     /// What is not at rest yet, in words; none: everything is.
     fn unrest(&mut self) -> Option<String> {
-        for v in &self.volumes {
-            let branch = self.metad.branch(&v.name)?;
+        for v in self.volumes.iter().filter(|v| v.gone.is_none()) {
+            let branch = v.branch?;
             match v.present() {
                 Some(c) if c.state == ClientState::Open => {}
                 other => {
@@ -28,12 +28,6 @@ impl World {
                 let (n, host) = (c.unanswered(), c.host + 1);
                 let status = self.session(c.host, branch).map(volume::Session::status);
                 return Some(format!("{}: {n} requests on n{host} are not answered: {status:?}", v.name));
-            }
-            for (chunk, c) in self.metad.configurations(branch) {
-                let whole = c.in_sync_count();
-                if whole < 3 || c.members.iter().any(|m| !m.in_sync()) {
-                    return Some(format!("{} {chunk}: {whole} in-sync of {:?}", v.name, c.members));
-                }
             }
         }
         if let Some(why) = self.reader_waits() {

@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 
 impl World {
     pub fn check_min(&mut self, v: usize, host: HostIndex, asked: &Asked) {
-        let Some((branch, epoch, min)) = self.metad.session_of(&self.volumes[v].name) else { return };
+        let Some((branch, epoch, min)) = self.session_of(v) else { return };
         // A late answer of an older session counts by what was in force then.
         if self.session_epoch(host, branch) != Some(epoch) {
             return;

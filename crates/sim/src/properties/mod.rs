@@ -5,7 +5,7 @@
 
 mod aba;
 mod ackset;
-mod cut;
+pub mod cut;
 mod evidence;
 mod invariant;
 mod live;
@@ -51,7 +51,6 @@ impl Watchers {
     pub fn asked(&mut self, now: Time, volume: usize, client: u32, request: &GuestRequest) {
         let a = Asked { at: now, client, op: request.op.clone() };
         self.ackset.asked(volume, request);
-        self.cuts.asked(volume, request);
         self.asked.insert((volume, request.ticket), a);
         self.times.insert((volume, request.ticket), (now, None));
     }
@@ -94,6 +93,7 @@ impl World {
     /// A client of a volume is served for the first time.
     pub fn first_service(&mut self, v: usize, host: HostIndex) {
         self.check_rewritten(v, host);
+        self.check_predecessors(v);
         self.settle_losses(v);
         if self.phase == Phase::Faults && self.rng.permille(self.swarm.aftershock) {
             let soon = Span::millis(self.rng.pick(&[1, 5, 20, 100, 300, 700]));
@@ -109,6 +109,7 @@ impl World {
         }
         self.check_invariant();
         self.check_same();
+        self.complete_images();
         self.check_some_views();
         match self.phase {
             Phase::Rest { until } => self.check_rest(until),

@@ -4,7 +4,7 @@
 //! Seen from the guests: a request that an older attachment asked after a newer one's first answer is never answered
 //! with success (a read needs a lease check after it was asked, a write acknowledgements). Seen from the drives: an
 //! in-sync replica knows the epoch that serves (`invariant` checks it beside the sets). Seen from the leases: an older session
-//! that still lives anywhere lacks one that it needs.
+//! that still lives anywhere lacks one that it needs; nor has one of the branch that a volume was before a rollback all.
 
 use super::Asked;
 use crate::counts::Property;
@@ -39,10 +39,33 @@ impl World {
         }
     }
 
+    /// A volume that was rolled back is served: no guest's session of what it was before would be.
+    pub fn check_predecessors(&mut self, v: usize) {
+        let name = self.volumes[v].name.clone();
+        let before =
+            self.volumes.iter().filter(|o| o.name == name).filter_map(|o| Some((o.branch?, o.gone?)));
+        for (branch, ended) in before.collect::<Vec<_>>() {
+            for host in 0..self.hosts.len() {
+                let session = self.session(host, branch).filter(|s| s.epoch() <= ended && s.is_serving());
+                let chunks = session.map_or(0, volume::Session::chunks);
+                for chunk in (0..chunks).filter_map(|c| u32::try_from(c).ok()) {
+                    self.counts.checked(Property::One, 1);
+                    if self.leased(host, branch, ChunkIndex(chunk)) {
+                        let text = format!(
+                            "{name} is served after a rollback: n{} holds all leases of {branch} c{chunk}, its past",
+                            host + 1
+                        );
+                        return self.fail("ONE", text);
+                    }
+                }
+            }
+        }
+    }
+
     /// While a session serves, no older one's lease check would succeed: somebody whose lease it needs has taken it
     /// back, or it has run out.
     pub fn check_older_leases(&mut self, v: usize) {
-        let Some((branch, epoch, _)) = self.metad.session_of(&self.volumes[v].name) else { return };
+        let Some((branch, epoch, _)) = self.session_of(v) else { return };
         if self.serving_host(branch, epoch).is_none() {
             return;
         }

@@ -10,7 +10,7 @@ use proto::ChunkIndex;
 impl World {
     /// An export has just opened on this host.
     pub fn check_rewritten(&mut self, v: usize, host: HostIndex) {
-        let Some((branch, epoch, _)) = self.metad.session_of(&self.volumes[v].name) else { return };
+        let Some((branch, epoch, _)) = self.session_of(v) else { return };
         // Only at the very first service: afterwards there are the guest's own writes.
         if self.serving_host(branch, epoch) != Some(host) || self.atlas.has_served(branch, epoch) {
             return;

@@ -10,7 +10,7 @@ use proto::{BranchId, ChunkIndex, Configuration};
 impl World {
     pub fn check_same(&mut self) {
         for v in 0..self.volumes.len() {
-            let Some((branch, epoch, _)) = self.metad.session_of(&self.volumes[v].name) else { continue };
+            let Some((branch, epoch, _)) = self.session_of(v) else { continue };
             let Some(host) = self.serving_host(branch, epoch) else { continue };
             for (chunk, c) in self.metad.configurations(branch) {
                 if c.number.0 > 0 && !self.atlas.loss_permitted(branch, chunk) {

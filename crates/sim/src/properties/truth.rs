@@ -5,23 +5,19 @@ use crate::net::HostIndex;
 use crate::world::World;
 use proto::message::View;
 use proto::record::Sum;
-use proto::{BlockRange, BranchId, ChunkIndex, DriveId, Epoch, Place, Version};
-use store::view::BlockView;
+use proto::{BlockRange, BranchId, ChunkIndex, DriveId, Epoch, Payload, Place, Version};
+use store::view::{BlockView, BytesAt};
 
-/// What a replica holds of a block. Zero and absent read alike where the branch never had a parent.
+/// What a replica holds of a block. Where the branch never had a parent absent is zero.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Block {
     Data(Sum),
     Zero,
+    /// What the parent's view holds.
+    Absent,
 }
 
 impl Block {
-    fn of(view: BlockView) -> Block {
-        match view {
-            BlockView::Data(sum) => Block::Data(sum),
-            BlockView::Zero | BlockView::Absent => Block::Zero,
-        }
-    }
     /// A block of zeroes may be stored as such.
     #[must_use]
     pub fn same_as(self, o: Block) -> bool {
@@ -76,8 +72,7 @@ impl World {
     /// What the replica holds in its head now; none: nobody can tell (its process is down, or opens).
     #[must_use]
     pub fn held(&self, place: Place, branch: BranchId, chunk: ChunkIndex, block: u32) -> Option<Block> {
-        let seen = self.store(index_of(place.node), place.drive)?.block(branch, chunk, block, View::Head)?;
-        Some(Block::of(seen.0))
+        self.held_in(place, branch, chunk, block, View::Head)
     }
     /// ... and in another view.
     #[must_use]
@@ -90,7 +85,31 @@ impl World {
         view: View,
     ) -> Option<Block> {
         let seen = self.store(index_of(place.node), place.drive)?.block(branch, chunk, block, view)?;
-        Some(Block::of(seen.0))
+        Some(self.block_of(branch, seen.0))
+    }
+    pub(super) fn block_of(&self, branch: BranchId, view: BlockView) -> Block {
+        match view {
+            BlockView::Data(sum) => Block::Data(sum),
+            BlockView::Absent if self.has_parent(branch) => Block::Absent,
+            BlockView::Zero | BlockView::Absent => Block::Zero,
+        }
+    }
+    /// The bytes of a block that is written in a view.
+    #[must_use]
+    pub fn bytes_in(
+        &self,
+        place: Place,
+        branch: BranchId,
+        chunk: ChunkIndex,
+        block: u32,
+        view: View,
+    ) -> Option<Payload> {
+        let host = index_of(place.node);
+        let store = self.store(host, place.drive)?;
+        Some(match store.bytes_at(branch, chunk, block, view)? {
+            BytesAt::Memory(payload) => payload,
+            BytesAt::Drive(offset) => self.hosts[host].disks[self.disk_of(place.drive)].medium.get(offset, 1),
+        })
     }
     #[must_use]
     pub fn in_doubt(&self, place: Place, branch: BranchId) -> bool {
@@ -122,7 +141,7 @@ impl World {
     ) -> Option<(Block, bool)> {
         let store = self.store(host, drive)?;
         let (view, _) = store.block(branch, chunk, block, View::Head)?;
-        Some((Block::of(view), store.is_flushed(branch, chunk, block)))
+        Some((self.block_of(branch, view), store.is_flushed(branch, chunk, block)))
     }
     #[must_use]
     pub fn found(
@@ -134,7 +153,7 @@ impl World {
         block: u32,
     ) -> Option<(Block, Version)> {
         let (view, version) = self.store(host, drive)?.block(branch, chunk, block, View::Head)?;
-        Some((Block::of(view), version))
+        Some((self.block_of(branch, view), version))
     }
 
     /// What a drive says of a block that is at home there, and what its medium holds in that place.
@@ -151,7 +170,7 @@ impl World {
         let offset = store.home_offset(branch, chunk, block)?;
         let (view, _) = store.block(branch, chunk, block, View::Head)?;
         let medium = &self.hosts[host].disks[self.disk_of(drive)].medium;
-        Some((Block::of(view), Block::Data(Sum::of(medium.get(offset, 1).bytes()))))
+        Some((self.block_of(branch, view), Block::Data(Sum::of(medium.get(offset, 1).bytes()))))
     }
     fn disk_of(&self, drive: DriveId) -> usize {
         usize::try_from(drive.0 % 100).expect("few drives")

@@ -1,9 +1,10 @@
 //! VIEWS: a sealed view never changes, and every replica that would show it to a reader shows the same: whatever crashes,
 //! resyncs, promotions, late keep-lists and deletions of other snapshots happen.
 //!
-//! At rest every in-sync replica shows every kept view, no list is owed any more, and nothing is stored that no view
-//! sees.
+//! At rest every in-sync replica shows the views that snapshots and forks need, and no others; no list is owed any more, and
+//! nothing is stored that no view sees, and no replica that no branch has.
 
+use super::cut::Image;
 use super::truth::Block;
 use crate::counts::Property;
 use crate::effects::index_of;
@@ -18,7 +19,7 @@ impl World {
             return;
         }
         for v in 0..self.volumes.len() {
-            let of = self.watchers.cuts.images.iter().filter(|(_, i)| i.0 == v);
+            let of = self.watchers.cuts.images.iter().filter(|(_, i)| i.volume == v);
             let keys: Vec<(BranchId, Generation)> = of.map(|(k, _)| *k).collect();
             if keys.is_empty() {
                 continue;
@@ -29,34 +30,51 @@ impl World {
     }
 
     fn check_view(&mut self, branch: BranchId, generation: Generation) {
-        let Some((v, image)) = self.watchers.cuts.images.get(&(branch, generation)) else { return };
-        let (v, image) = (*v, image.clone());
+        let Some(image) = self.watchers.cuts.images.remove(&(branch, generation)) else { return };
+        if let Err(text) = self.compare_view(&image, branch, generation) {
+            self.fail("VIEWS", text);
+        }
+        self.watchers.cuts.images.insert((branch, generation), image);
+    }
+
+    fn compare_view(
+        &mut self,
+        image: &Image,
+        branch: BranchId,
+        generation: Generation,
+    ) -> Result<(), String> {
         for (chunk, c) in self.metad.configurations(branch) {
             for m in &c.members {
                 if !self.shows(m.place, branch, chunk, generation) {
                     continue;
                 }
-                for ((_, block), kept) in image.iter().filter(|((c, _), _)| *c == chunk) {
+                for ((_, block), kept) in image.own.range((chunk, 0)..=(chunk, u32::MAX)) {
                     let view = View::At(generation);
                     let Some(held) = self.held_in(m.place, branch, chunk, *block, view) else { continue };
                     self.counts.checked(Property::Views, 1);
                     if !kept.same_as(held) {
                         let d = m.place.drive;
-                        let who = |b: Block| self.watchers.asked_by(v, chunk, *block, b);
-                        let text = format!(
+                        let who = |b: Block| self.watchers.asked_by(image.volume, chunk, *block, b);
+                        return Err(format!(
                             "{branch} {generation} {chunk} block {block}: was {kept:?} ({}), {d} has {held:?} ({})",
                             who(*kept),
                             who(held)
-                        );
-                        return self.fail("VIEWS", text);
+                        ));
                     }
                 }
             }
         }
+        Ok(())
     }
 
     /// The replica would answer a reader of this view.
-    fn shows(&self, place: Place, branch: BranchId, chunk: ChunkIndex, generation: Generation) -> bool {
+    pub(super) fn shows(
+        &self,
+        place: Place,
+        branch: BranchId,
+        chunk: ChunkIndex,
+        generation: Generation,
+    ) -> bool {
         self.store(index_of(place.node), place.drive).is_some_and(|s| {
             s.serves(branch, chunk, generation)
                 && s.replica(branch, chunk).is_some_and(|r| r.0 == place.incarnation)
@@ -72,28 +90,53 @@ impl World {
         if let Some(owed) = self.metad.owed() {
             return Some(format!("a keep-list is owed: {owed}"));
         }
-        for r in &rows {
-            for (chunk, c) in self.metad.configurations(r.branch) {
-                for m in c.in_sync() {
+        if let Some(r) = rows.iter().find(|r| r.hidden) {
+            return Some(format!("a fork point without a fork is there: {r:?}"));
+        }
+        let branches: Vec<BranchId> = self.metad.state.branches().keys().copied().collect();
+        branches.into_iter().find_map(|b| self.branch_unrest(b)).or_else(|| self.unseen())
+    }
+
+    /// Every in-sync replica shows every view that a snapshot or a fork needs, and no other.
+    fn branch_unrest(&mut self, branch: BranchId) -> Option<String> {
+        let row = &self.metad.state.branches()[&branch];
+        let (kept, head) = (self.metad.state.kept(branch), row.generation);
+        if row.phase != meta::Phase::Ready {
+            return Some(format!("{branch} is not ready"));
+        }
+        for (chunk, c) in self.metad.configurations(branch) {
+            let whole = c.in_sync_count();
+            if whole < 3 || c.members.iter().any(|m| !m.in_sync()) {
+                return Some(format!("{branch} {chunk}: {whole} in-sync of {:?}", c.members));
+            }
+            for m in c.in_sync() {
+                for g in (Generation::FIRST.0..=head.0).map(Generation) {
                     self.counts.checked(Property::Kept, 1);
-                    if !self.shows(m.place, r.branch, chunk, r.generation) {
+                    let shows = self.shows(m.place, branch, chunk, g);
+                    if shows != kept.contains(g) {
                         let d = m.place.drive;
-                        return Some(format!(
-                            "{d} does not show {} ({} {} {chunk})",
-                            r.name, r.branch, r.generation
-                        ));
+                        let does = if shows { "shows" } else { "does not show" };
+                        return Some(format!("{d} {does} {branch} {chunk} {g}, and kept are {kept:?}"));
                     }
                 }
             }
         }
-        self.unseen()
+        None
     }
 
     /// An extent that no view sees and that nobody has freed.
     fn unseen(&self) -> Option<String> {
         for h in &self.hosts {
             for (drive, store) in h.node.iter().flat_map(|n| n.stores()) {
+                if let Some(r) = self.metad.state.garbage(drive, 1).first() {
+                    return Some(format!("{drive}: {r:?} is still to be erased"));
+                }
                 for r in store.replicas() {
+                    let c = self.metad.configuration(r.branch, r.chunk);
+                    let member = c.as_ref().and_then(|c| c.member(drive));
+                    if member.is_none_or(|m| m.place.incarnation != r.incarnation) {
+                        return Some(format!("{drive}: {r:?} is nobody's"));
+                    }
                     let unseen = store.unseen_extents(r.branch, r.chunk);
                     if unseen > 0 {
                         return Some(format!(

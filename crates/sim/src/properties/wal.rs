@@ -85,7 +85,9 @@ impl World {
         self.check_homes(host, drive);
         let Some(ended) = self.watchers.wal.ended.remove(&drive) else { return };
         for ((branch, chunk, block), was) in ended {
-            if !was.settled {
+            // Nothing of the head of a branch that has lost its volume is kept.
+            let named = (0..self.volumes.len()).any(|v| self.branch_of(v) == Some(branch));
+            if !was.settled || !named {
                 continue;
             }
             let Some((now, version)) = self.found(host, drive, branch, chunk, block) else { continue };
