@@ -458,6 +458,11 @@ impl Node {
                     self.tell(id, volume::Event::Views { views });
                 }
             }
+            WatchUpdate::Job { branch, job } => {
+                if let Some((id, _)) = self.seats.of_branch(branch) {
+                    self.tell(id, volume::Event::Job { job });
+                }
+            }
             WatchUpdate::Keep { drive, lists } => self.keep_views(drive, lists),
             WatchUpdate::Verify { branch, request } => self.verify_wanted(branch, request),
         }

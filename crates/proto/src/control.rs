@@ -3,8 +3,8 @@
 
 use crate::configuration::{Configuration, Member, Place};
 use crate::ids::{
-    BranchId, ChunkIndex, ConfigNumber, DriveId, Epoch, Generation, Incarnation, LogIndex, NodeId, OpenId,
-    ProcessNumber, RequestId, VolumeId,
+    BranchId, ChunkIndex, ConfigNumber, DriveId, Epoch, Generation, Incarnation, JobId, LogIndex, NodeId,
+    OpenId, ProcessNumber, RequestId, VolumeId,
 };
 use crate::time::Span;
 use crate::units::Geometry;
@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 /// Version of what blockd and metad say to one another, everything in this file: its bytes do not say what they are.
 /// A blockd names it when it registers, and metad refuses every other one. Each change of the file raises it.
-pub const CONTROL: u32 = 2;
+pub const CONTROL: u32 = 3;
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 pub enum SessionKind {
@@ -89,6 +89,34 @@ pub struct SessionStatus {
     pub generation: Generation,
     /// Why I/O waits, if it does; a code of `docs/operations.md`.
     pub waiting: Option<String>,
+    /// The job that it works at.
+    pub job: Option<JobStatus>,
+}
+
+/// How far a session is with a job.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct JobStatus {
+    pub job: JobId,
+    /// Bytes looked at, of all.
+    pub done: u64,
+    pub total: u64,
+    pub trouble: Option<JobTrouble>,
+}
+
+/// Why a job does not go on. It tries again by itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum JobTrouble {
+    NoSpace,
+    /// No replica of a parent has good bytes here.
+    BadBlock {
+        offset: u64,
+    },
+    /// Nobody who has a parent's view can be asked.
+    Parent,
+    /// Of a flatten: the snapshot of this generation, and perhaps older ones, still reads from the parent.
+    Snapshot {
+        generation: Generation,
+    },
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
@@ -157,6 +185,9 @@ pub enum MetaRequest {
     Sealed { branch: BranchId, epoch: Epoch, generation: Generation },
     /// The keep-list of this index is on the drive, flushed. Answer: `Ok`.
     Kept { drive: DriveId, branch: BranchId, index: ListIndex },
+    /// A flatten is done: nothing is absent in the head and in any kept view, on any in-sync replica, flushed. Answer:
+    /// `Views`; the tie is cut if the job was still wanted.
+    Cut { branch: BranchId, epoch: Epoch, job: JobId },
     /// A reader wants a snapshot of a volume, by name. Answer: `Snapshot`.
     Snapshot { volume: String, snapshot: String },
     /// Volumes, for export lists and sizes. Answer: `Volumes`.
@@ -188,6 +219,11 @@ pub struct Attached {
     pub views: BranchViews,
     /// Where absent blocks are read from, nearest first; none: they are zero.
     pub parents: Vec<Level>,
+    /// What the branch was made from, also when nothing is read from there any more: its replicas' records name it for
+    /// ever, for zeroes in such a branch are never dropped.
+    pub origin: Option<(BranchId, Generation)>,
+    /// To be flattened, by this job.
+    pub job: Option<JobId>,
     pub min_in_sync: u8,
     /// Writes wait while fewer than `min_in_sync` are left (else they fail).
     pub wait_when_degraded: bool,
@@ -203,13 +239,6 @@ pub struct Attached {
     pub loss_accepted: bool,
     /// Drives that Raft calls down.
     pub down: Vec<DriveId>,
-}
-
-impl Attached {
-    #[must_use]
-    pub fn parent(&self) -> Option<(BranchId, Generation)> {
-        self.parents.first().map(|l| (l.branch, l.generation))
-    }
 }
 
 /// What a reader of a snapshot needs: it asks for places by `MetaRequest::Chunks` under `READER_EPOCH`.
@@ -323,6 +352,8 @@ pub enum WatchUpdate {
     Keep { drive: DriveId, lists: Vec<KeepList> },
     /// Drives that Raft calls down now.
     Down(Vec<DriveId>),
+    /// The job that the branch's session is to work at, or none any more.
+    Job { branch: BranchId, job: Option<JobId> },
     /// The volume grew.
     Resized { branch: BranchId, geometry: Geometry },
     /// The order to read a volume's replicas again and compare them (`volume verify`).

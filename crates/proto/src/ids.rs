@@ -46,6 +46,8 @@ id!(/// Which key a block is encrypted with; 0 = not encrypted (the only value i
     KeyId(u32), "k");
 id!(/// Index of an entry in metad's Raft log.
     LogIndex(u64), "log");
+id!(/// A job: work that takes its time, and that an operator can look at and cancel. 1 and up.
+    JobId(u64), "j");
 id!(/// One opening of a drive; random; the drive keeps a list of them (time travel is found by it).
     OpenId(u64), "open");
 id!(/// A guest's request as the export knows it: must be completed exactly once.

@@ -33,6 +33,8 @@ pub struct Bugs {
     pub seal_leaves_attempt: bool,
     /// A clone reads its parent's head instead of the generation that it was made of.
     pub parent_head: bool,
+    /// A tie is cut although a snapshot of the clone still reads from the parent.
+    pub cut_under_snapshot: bool,
 }
 
 /// The switch: a constant false without the feature.

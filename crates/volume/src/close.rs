@@ -57,7 +57,7 @@ impl Session {
             return self.detach_unclean();
         }
         let drained = self.requests.is_empty()
-            && self.ops.is_empty()
+            && self.ops.iter().all(|(_, op)| op.only_reads_parents())
             && self.flushes.is_empty()
             && self.window.iter().all(|(_, w)| w.done);
         if self.phase == Phase::Draining && drained {
@@ -107,6 +107,7 @@ impl Session {
             || !self.to_ask.is_empty()
             || !self.asked.is_empty()
             || self.seal.busy()
+            || self.flatten.is_some()
             || self.views_behind();
         let since = *self.idle_since.get_or_insert(self.now);
         let patient = self.now.since(since) < UNREACHED_FOR;

@@ -52,7 +52,7 @@ impl Session {
             branch: self.branch,
             name: self.attached.name.clone(),
             geometry: self.geometry,
-            parent: self.attached.parent(),
+            parent: self.attached.origin,
             generation: self.generation,
         }
     }

@@ -4,8 +4,8 @@ use crate::request::{GuestError, GuestReply, GuestRequest};
 use proto::control::{MetaAnswer, MetaRequest};
 use proto::message::{DriveHello, ReplyFrame, RequestFrame};
 use proto::{
-    BranchId, BranchViews, ChunkIndex, ConnNumber, DriveId, Epoch, Geometry, NodeId, ProcessNumber, Ticket,
-    Time,
+    BranchId, BranchViews, ChunkIndex, ConnNumber, DriveId, Epoch, Geometry, JobId, NodeId, ProcessNumber,
+    Ticket, Time,
 };
 
 /// The node's leases (5.5), one per pair of nodes.
@@ -54,6 +54,10 @@ pub enum Event {
     },
     Resized {
         geometry: Geometry,
+    },
+    /// metad's order: the job to work at, or none (any more).
+    Job {
+        job: Option<JobId>,
     },
     /// A replica's node revokes: a newer epoch asks there.
     Revoked {

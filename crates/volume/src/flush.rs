@@ -132,6 +132,13 @@ impl Session {
                 }
             }
         }
+        if let Some(upto) = self.flatten.as_ref().and_then(|f| f.flush_upto()) {
+            for d in 0..self.drives.len() {
+                if self.drives[d].required > 0 && self.flushed_to(d) < self.version(upto) {
+                    self.drives[d].want = self.drives[d].want.max(upto.max(1));
+                }
+            }
+        }
         let misses = self.bugs.has(|b| b.flush_misses_target);
         for a in self.attempts.values().filter(|a| a.awaits_flush() && !misses) {
             let drive = self.chunks[a.chunk as usize].slots[a.target].drive;
@@ -195,7 +202,8 @@ impl Session {
             }
         }
         self.flush_dirty = true;
-        if !self.attempts.is_empty() || self.phase != crate::session::Phase::Serving || self.seal.busy() {
+        let waits = self.seal.busy() || self.flatten.is_some();
+        if !self.attempts.is_empty() || self.phase != crate::session::Phase::Serving || waits {
             self.dirty = true;
         }
     }

@@ -13,6 +13,7 @@ mod credits;
 pub mod event;
 mod fail;
 mod fanout;
+mod flatten;
 mod flush;
 mod geometry;
 mod links;

@@ -139,6 +139,8 @@ impl Session {
             }
             What::Map { op } => self.stalled.push(op),
             What::Presence(at) => self.presence_lost(at),
+            What::LookForAbsent { chunk, range } => self.absent_found(chunk, range, None),
+            What::Absence { round } => self.absence_answered(round, None),
             What::Verify { op, slot } => self.verify_answered(op, slot, None),
             What::Repair { op } => self.repaired(op, false),
             What::Rewrite { key, .. } => self.rewrites.again(key, self.now),
@@ -250,6 +252,10 @@ impl Session {
             (What::Record { chunk, number }, Reply::Done) => self.record_made(chunk, number),
             (What::Map { op }, Reply::Map { runs }) => self.map_answered(op, runs),
             (What::Presence(at), Reply::Map { runs }) => self.presence_answered(p.drive, at, &runs),
+            (What::LookForAbsent { chunk, range }, Reply::Map { runs }) => {
+                self.absent_found(chunk, range, Some(&runs));
+            }
+            (What::Absence { round }, Reply::Absence { any }) => self.absence_answered(round, Some(any)),
             (What::Verify { op, slot }, Reply::Verified { extents, bad }) => {
                 self.verify_answered(op, slot, Some((extents, bad)));
             }
@@ -299,7 +305,15 @@ impl Session {
             }
             What::Credit { probe: None } => self.credit_answered(d, None, 0, false),
             What::Map { op } if self.map_refused(op, refusal) => {}
-            what @ (What::Map { .. } | What::Presence(_) | What::Verify { .. } | What::Repair { .. }) => {
+            what @ (What::Map { .. }
+            | What::Presence(_)
+            | What::LookForAbsent { .. }
+            | What::Absence { .. }
+            | What::Verify { .. }
+            | What::Repair { .. }) => {
+                if refusal == Refusal::UnknownView {
+                    self.views_in_question();
+                }
                 self.lost(Pending { what, ..p });
             }
             What::EndDoubt => {}

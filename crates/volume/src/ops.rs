@@ -97,6 +97,8 @@ pub(crate) struct Op {
     pub lost: bool,
     /// Blocks read for a merge: the first and the last.
     pub edges: [Option<Part>; 2],
+    /// It writes a part of what this one fills, and under its claim.
+    pub fills: Option<usize>,
 }
 
 #[derive(Debug)]
@@ -113,6 +115,8 @@ pub(crate) enum OpKind {
         failed: Version,
         generation: Generation,
     },
+    /// What the parents have of blocks that are absent in the branch (`flatten`).
+    Fill(Vec<Part>),
 }
 
 impl Op {
@@ -133,10 +137,15 @@ impl Op {
             no_space: false,
             lost: false,
             edges: [None, None],
+            fills: None,
         }
     }
     fn writes(&self) -> bool {
-        matches!(self.kind, OpKind::Write(_) | OpKind::Zero)
+        matches!(self.kind, OpKind::Write(_) | OpKind::Zero | OpKind::Fill(_))
+    }
+    /// Nothing of the branch is touched yet, and nobody waits for it.
+    pub fn only_reads_parents(&self) -> bool {
+        matches!(self.kind, OpKind::Fill(_)) && !self.claimed
     }
     fn exclusive(&self) -> bool {
         !matches!(self.kind, OpKind::Read(_) | OpKind::Map(_))
@@ -331,7 +340,7 @@ impl Session {
             OpKind::Write(_) if head != 0 || tail != 0 => self.start_merge(id, head, tail, range),
             OpKind::Write(_) | OpKind::Zero => self.send_op(id),
             OpKind::Read(_) => self.start_read(id),
-            OpKind::Map(_) => self.start_map(id),
+            OpKind::Map(_) | OpKind::Fill(_) => self.start_map(id),
             OpKind::Verify(..) => self.start_verify(id),
             OpKind::Repair { .. } => self.start_repair(id),
         }
@@ -404,6 +413,10 @@ impl Session {
         }
         if let Some(r) = op.request {
             self.note_result(r, op.place, op.piece.len, result);
+        } else if let Some(fill) = op.fills {
+            self.filled(fill, &result);
+        } else if matches!(op.kind, OpKind::Fill(_)) {
+            self.piece_ended(op.piece.chunk, &result);
         }
     }
 

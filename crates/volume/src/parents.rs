@@ -302,10 +302,15 @@ impl Session {
 
     // ------------------------------------------------------------------ what is said of it
 
-    /// Since when a guest's request waits for the parents.
-    pub(crate) fn parents_waited_for(&self) -> Option<Time> {
+    /// Since when a guest's request waits for the parents; or, not a guest's, a job.
+    pub(crate) fn parents_waited_for(&self, guest: bool) -> Option<Time> {
         let under = self.parents.as_ref()?.under.iter();
-        under.filter(|(_, u)| !matches!(u.what, Asked::Depths(_))).map(|(_, u)| u.since).min()
+        let is_meant = |u: &Under| match u.what {
+            Asked::Fetch(f) => self.fetches[f].is_a_guests() == guest,
+            Asked::Map(_) => guest,
+            Asked::Depths(_) => false,
+        };
+        under.filter(|(_, u)| is_meant(u)).map(|(_, u)| u.since).min()
     }
     pub(crate) fn drop_parents(&mut self) {
         if let Some(p) = &mut self.parents {

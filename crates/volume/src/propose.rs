@@ -229,6 +229,7 @@ impl Session {
             Asked::Chunks(chunks) if unheard => self.to_ask.extend(chunks),
             Asked::Chunks(_) => {}
             Asked::Views(sealed) => self.views_heard(sealed, heard_views),
+            Asked::Cut => self.cut_answered(heard_views),
         }
     }
 

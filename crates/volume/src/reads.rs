@@ -39,6 +39,8 @@ pub(crate) enum Reader {
     /// The first or the last block of a write, for its merge.
     Edge(usize, bool),
     Repair(usize),
+    /// What is absent in a clone, for its flatten.
+    Fill(usize),
 }
 
 /// Blocks being read, from as many replicas as it takes.
@@ -52,6 +54,10 @@ pub(crate) struct Fetch {
 }
 
 impl Fetch {
+    /// A guest waits for it.
+    pub fn is_a_guests(&self) -> bool {
+        matches!(self.reader, Reader::Guest(_) | Reader::Edge(..))
+    }
     pub fn is_of(&self, chunk: u32) -> bool {
         self.chunk == chunk
     }
@@ -92,6 +98,12 @@ impl Session {
             return self.fetch_layers(fetch, chunk, range);
         }
         self.fetch_segment(Segment { fetch, range, tried });
+    }
+
+    /// The same of what the parents have, whatever the branch has.
+    pub(crate) fn fetch_beneath(&mut self, reader: Reader, chunk: u32, range: BlockRange) {
+        let fetch = self.fetches.insert(Fetch { reader, chunk, parts: vec![], left: 1 });
+        self.fetch_parents(fetch, chunk, range);
     }
 
     /// A replica that may be read (3, 5.6): of the intersection, not in doubt, there; the local one first.
@@ -167,10 +179,7 @@ impl Session {
             let range = BlockRange::new(first, run.count);
             first += run.count;
             if beneath && run.state == BlockState::Absent {
-                match absent.last_mut() {
-                    Some(l) if l.end() == range.first => *l = BlockRange::new(l.first, l.count + range.count),
-                    _ => absent.push(range),
-                }
+                coalesce(&mut absent, range);
                 continue;
             }
             if run.state == BlockState::Bad {
@@ -250,6 +259,7 @@ impl Session {
                 }
             }
             Reader::Repair(id) => self.repair_with(id, f.parts.pop()),
+            Reader::Fill(id) => self.fill_with(id, f.parts),
         }
     }
 
@@ -324,6 +334,14 @@ impl Session {
             return self.end_op(id, Err(GuestError::Io));
         }
         self.end_op(id, Ok(Yield::Read(pieces(parts, head, len))));
+    }
+}
+
+/// Adds a range behind others.
+pub(crate) fn coalesce(ranges: &mut Vec<BlockRange>, range: BlockRange) {
+    match ranges.last_mut() {
+        Some(l) if l.end() == range.first => *l = BlockRange::new(l.first, l.count + range.count),
+        _ => ranges.push(range),
     }
 }
 

@@ -281,7 +281,7 @@ impl Session {
         self.window.iter().all(|(_, w)| w.done)
     }
 
-    fn flushed_everywhere(&self, upto: u64) -> bool {
+    pub(crate) fn flushed_everywhere(&self, upto: u64) -> bool {
         let upto = self.version(upto);
         self.drives.iter().enumerate().all(|(d, x)| x.required == 0 || self.flushed_to(d) >= upto)
     }

@@ -4,11 +4,12 @@
 //! touches a socket, a drive or a clock. The rules stand in the rooms: `ops` and `ordering` (hold-back), `fanout`
 //! and `acks` (5.1), `flush`, `reads` (5.5), `links` (retries), `fail` and `propose` (3, 5.2), `resync` (5.3),
 //! `opening` and `reconcile` (5.4, 5.6), `repair` (5.8), `seal`, `parents` and
-//! `presence` (6), `create`, `close`.
+//! `presence` and `flatten` (6), `create`, `close`.
 
 use crate::bugs::Seeded;
 use crate::event::{CloseReason, Effect, Event, Leases, Notice, WaitReason};
 use crate::fanout::Window;
+use crate::flatten::Flatten;
 use crate::members::{Chunk, Drive, Node};
 use crate::ops::{Op, Request};
 use crate::ordering::Claims;
@@ -17,8 +18,8 @@ use crate::request::GuestRequest;
 use proto::control::{Attached, MetaRequest, SessionKind};
 use proto::message::{self, RequestFrame, Scope};
 use proto::{
-    BranchId, ChunkIndex, DriveId, Epoch, Generation, Geometry, Map, Marks, NodeId, ProcessNumber, Span,
-    Time, Version,
+    BranchId, ChunkIndex, DriveId, Epoch, Generation, Geometry, JobId, Map, Marks, NodeId, ProcessNumber,
+    Span, Time, Version,
 };
 use slab::Slab;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -93,6 +94,14 @@ pub(crate) enum What {
     Repair {
         op: usize,
     },
+    /// Of a flatten: what the branch has not; whether a view lacks anything.
+    LookForAbsent {
+        chunk: u32,
+        range: proto::BlockRange,
+    },
+    Absence {
+        round: u64,
+    },
     Rewrite {
         key: crate::reconcile::Key,
         slot: usize,
@@ -110,6 +119,7 @@ pub(crate) enum Asked {
     Detach,
     /// The branch's generations; and that this one is drained and flushed.
     Views(Option<Generation>),
+    Cut,
 }
 
 pub struct Session {
@@ -205,6 +215,9 @@ pub struct Session {
     pub(crate) growing: Option<Geometry>,
     /// Of a clone: what is absent in the branch is read there.
     pub(crate) parents: Option<Box<crate::parents::Parents>>,
+    pub(crate) flatten: Option<Box<Flatten>>,
+    /// Another job, or none, once what is under way of this one has ended.
+    pub(crate) next_job: Option<Option<JobId>>,
 }
 
 impl Session {
@@ -282,6 +295,8 @@ impl Session {
             idle_since: None,
             growing: None,
             parents: crate::parents::Parents::new(&attached.parents),
+            flatten: None,
+            next_job: None,
             attached,
         };
         s.window.restart(1);
@@ -289,6 +304,7 @@ impl Session {
             s.chunks.push(Chunk::default());
             s.take_up(u32::try_from(i).expect("at most 2^20 chunks"), c);
         }
+        s.job_told(s.attached.job);
         s
     }
 
@@ -327,6 +343,7 @@ impl Session {
             }
             Event::Views { views } => self.views_told(&views),
             Event::Resized { geometry } => self.resized(geometry),
+            Event::Job { job } => self.job_told(job),
             Event::Revoked { node: _, epoch } => {
                 if epoch > self.epoch {
                     self.give_up(CloseReason::Fenced);
@@ -409,6 +426,7 @@ impl Session {
             return;
         }
         self.push_seal();
+        self.push_flatten();
         self.push_resync(leases);
         self.push_proposals();
         self.grow();
@@ -433,6 +451,7 @@ impl Session {
             || !self.attempts.is_empty()
             || !self.waits.is_empty()
             || self.seal.busy()
+            || self.flatten.is_some()
             || self.views_behind()
             || self.attached.kind == SessionKind::Maintenance
             || self.marks_untold()

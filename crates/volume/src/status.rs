@@ -49,6 +49,7 @@ impl Session {
             resync_rate: if self.attempts.is_empty() { 0 } else { self.resync.rate },
             degraded_chunks: u32::try_from(degraded).expect("at most 2^20 chunks"),
             waiting: self.waits.values().next().map(|w| w.code().to_string()),
+            job: self.job_status(),
         }
     }
 
@@ -233,7 +234,7 @@ impl Session {
             (WaitReason::MinInSync, min),
             (WaitReason::Lease, lease),
             (WaitReason::Sealing, self.held_since().is_some_and(worth)),
-            (WaitReason::Parent, self.parents_waited_for().is_some_and(worth)),
+            (WaitReason::Parent, self.parents_waited_for(true).is_some_and(worth)),
         ];
         for (i, (reason, is)) in (0u8..).zip(now) {
             match (is, self.waits.contains_key(&i)) {

@@ -47,6 +47,9 @@ impl Session {
             self.stalled.push(id);
             return;
         }
+        if matches!(self.ops[id].kind, OpKind::Fill(_)) {
+            return self.fill_absent(id, &runs);
+        }
         // What the own branch has not has not changed.
         let changes = matches!(self.ops[id].piece.kind, PieceKind::Changes(_));
         if !changes && self.parents.is_some() && runs.iter().any(|r| r.state == BlockState::Absent) {

@@ -168,6 +168,7 @@ mod tests {
             resync_rate: 0,
             degraded_chunks: 0,
             waiting: Some("lease".into()),
+            job: None,
         }
     }
 

@@ -392,6 +392,8 @@ impl Metad {
             geometry: v.geometry,
             views: v.views.clone(),
             parents: v.parents.clone(),
+            origin: v.parents.first().map(|l| (l.branch, l.generation)),
+            job: None,
             min_in_sync: 2,
             wait_when_degraded: true,
             write_through: false,

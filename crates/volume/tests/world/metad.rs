@@ -40,6 +40,8 @@ impl Metad {
             geometry: Geometry { size, chunk_shift: 24 },
             views: proto::BranchViews::plain(Generation::FIRST),
             parents: vec![],
+            origin: None,
+            job: None,
             min_in_sync: 2,
             wait_when_degraded: true,
             write_through: false,
@@ -172,6 +174,13 @@ impl Metad {
                 MetaAnswer::Views { epoch: self.epoch, views: self.views().clone() }
             }
             MetaRequest::Views { .. } => MetaAnswer::Views { epoch: self.epoch, views: self.views().clone() },
+            MetaRequest::Cut { epoch, job, .. } => {
+                if *epoch == self.epoch && self.attached.job == Some(*job) {
+                    self.changed().tied = false;
+                    (self.attached.parents, self.attached.job) = (vec![], None);
+                }
+                MetaAnswer::Views { epoch: self.epoch, views: self.views().clone() }
+            }
             other => panic!("not said by a session: {other:?}"),
         }
     }

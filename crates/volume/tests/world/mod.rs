@@ -129,6 +129,8 @@ impl World {
     /// The branch is a clone of these.
     pub fn descend(&mut self, family: family::Family) {
         self.metad.attached.parents = family.levels.clone();
+        self.metad.attached.origin = family.levels.first().map(|l| (l.branch, l.generation));
+        self.metad.attached.views.tied = true;
         self.judge.inherited = family.values();
         self.family = Some(family);
     }
@@ -400,12 +402,36 @@ impl World {
                     let family = self.family.as_ref().expect("only a clone asks for another branch");
                     family.chunks(*branch, chunks, *epoch)
                 }
-                _ => self.metad.apply(self.hosts[h].epoch, &request),
+                _ => {
+                    let tied = self.metad.views().tied;
+                    let answer = self.metad.apply(self.hosts[h].epoch, &request);
+                    if tied && !self.metad.views().tied {
+                        self.cut_is_right();
+                    }
+                    answer
+                }
             }
         };
         let answer = if lose { control::MetaAnswer::Unavailable } else { answer };
         self.take_images();
         self.event(h, Event::Meta { token, answer });
+    }
+
+    /// Nothing is absent on any in-sync replica, in any view, and a loss of power changes nothing of that.
+    fn cut_is_right(&self) {
+        let views = self.metad.views();
+        let all: Vec<View> = views.kept.iter().map(View::At).chain([View::Head]).collect();
+        for (chunk, c) in (0..).zip(&self.metad.chunks) {
+            for d in c.in_sync().filter_map(|m| self.find(m.place.drive)) {
+                for (b, v) in (0..4096).flat_map(|b| all.iter().map(move |v| (b, *v))) {
+                    assert!(
+                        d.is_stable(chunk, b, v),
+                        "block {b} is absent in {v:?} on {:?}, and the tie is cut",
+                        d.id
+                    );
+                }
+            }
+        }
     }
 
     /// A snapshot is asked for.

@@ -164,6 +164,11 @@ impl Drive {
         self.seen(chunk, block, view).map_or(0, Block::value)
     }
 
+    /// Something is there, and flushed.
+    pub fn is_stable(&self, chunk: u32, block: u32, view: View) -> bool {
+        seen(&self.stable, &self.older_stable, chunk, block, view).is_some()
+    }
+
     /// What a flush has reached.
     pub fn stable_at(&self, chunk: u32, block: u32, view: View) -> Value {
         seen(&self.stable, &self.older_stable, chunk, block, view).map_or(0, Block::value)
@@ -327,6 +332,14 @@ impl Drive {
                     unreachable!()
                 };
                 vec![frame(Reply::Map { runs })]
+            }
+            Request::Absent { views, .. } if views.iter().any(|g| self.withdrawn.contains(&g)) => {
+                refused(Refusal::UnknownView, Version::ZERO)
+            }
+            Request::Absent { views, head } => {
+                let mut all = views.iter().map(View::At).chain(head.then_some(View::Head));
+                let any = all.any(|v| (0..4096).any(|b| self.seen(scope.chunk.0, b, v).is_none()));
+                vec![frame(Reply::Absence { any })]
             }
             Request::Verify { first_extent, extents, .. } => {
                 let list = (first_extent..first_extent + extents)
