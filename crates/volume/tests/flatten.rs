@@ -143,8 +143,10 @@ fn a_parent_that_cannot_be_asked_is_in_nobodys_way() {
 #[test]
 fn without_space_it_waits_and_says_so() {
     let mut w = World::new(4, 4, Metad::new(vec![configuration(1, &[1, 2, 3], 100)]));
-    let places: Vec<(u32, u32)> = (0..64).map(|b| (0, b)).collect();
-    w.descend(Family::new(&mut Rng(4), 24, &[CHUNK], &places, 4));
+    let mut f = Family::new(&mut Rng(4), 24, &[CHUNK], &[], 4);
+    // whole extents: no zeroes beside the data that take one first
+    f.truth[0].extend((0..64).map(|b| ((0, b), 100 + u64::from(b))));
+    w.descend(f);
     for n in 1..=3 {
         w.drive(DriveId(n * 10)).full = true;
     }
