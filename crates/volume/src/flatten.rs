@@ -204,7 +204,6 @@ impl Session {
                 self.begin_piece(chunk, range);
             } else if chunk >= chunks {
                 if f.pieces == 0 {
-                    f.trouble = None;
                     let upto = self.seq;
                     self.at_work().step(Step::Flushing(upto));
                     self.flush_dirty = true;
@@ -213,7 +212,11 @@ impl Session {
                 return;
             } else if f.block >= self.blocks_of(chunk) {
                 let f = self.at_work();
-                (f.chunk, f.block) = (chunk + 1, 0);
+                if f.pieces > 0 {
+                    return;
+                }
+                // all of this chunk is written
+                (f.chunk, f.block, f.trouble) = (chunk + 1, 0, None);
             } else {
                 return self.look_for_absent(chunk);
             }
@@ -346,17 +349,10 @@ impl Session {
     pub(crate) fn piece_ended(&mut self, chunk: u32, result: &Result<Yield, GuestError>) {
         let f = self.at_work();
         f.pieces -= 1;
-        match result {
-            Ok(_) => {
-                if matches!(f.trouble, Some(JobTrouble::NoSpace)) {
-                    f.trouble = None;
-                }
-            }
-            Err(e) => {
-                f.failed = Some(f.failed.map_or(chunk, |c| c.min(chunk)));
-                if *e == GuestError::NoSpace {
-                    f.trouble = Some(JobTrouble::NoSpace);
-                }
+        if let Err(e) = result {
+            f.failed = Some(f.failed.map_or(chunk, |c| c.min(chunk)));
+            if *e == GuestError::NoSpace {
+                f.trouble = Some(JobTrouble::NoSpace);
             }
         }
         self.dirty = true;
