@@ -2,9 +2,9 @@
 
 use crate::model::Class;
 use crate::view::{
-    ClusterView, DriveView, EventView, NodeView, SnapshotView, VolumeLine, VolumeView, WaitFor,
+    ClusterView, DriveView, EventView, JobView, NodeView, SnapshotView, VolumeLine, VolumeView, WaitFor,
 };
-use proto::{BranchId, ClusterId, DriveId, Generation, NodeId, ProcessNumber, RequestId, VolumeId};
+use proto::{BranchId, ClusterId, DriveId, Generation, JobId, NodeId, ProcessNumber, RequestId, VolumeId};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -137,6 +137,20 @@ pub enum AdminRequest {
         safety: Option<u128>,
     },
 
+    /// A clone is written out until it needs its parent no more: a job.
+    VolumeFlatten {
+        name: String,
+    },
+
+    // Jobs: the newest last.
+    JobList,
+    JobShow {
+        job: JobId,
+    },
+    JobCancel {
+        job: JobId,
+    },
+
     // Snapshots.
     /// Several: a group, sealed at one moment. Answered when all are sealed.
     SnapshotCreate {
@@ -217,4 +231,8 @@ pub enum AdminAnswer {
         keys: Vec<(BranchId, Generation)>,
     },
     Snapshots(Vec<SnapshotView>),
+    JobStarted {
+        job: JobId,
+    },
+    Jobs(Vec<JobView>),
 }

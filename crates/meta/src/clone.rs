@@ -8,7 +8,7 @@
 use crate::admin::AdminAnswer;
 use crate::command::{Op, Plan, SnapshotItem};
 use crate::event::EventKind;
-use crate::model::{Class, Phase, Snapshot, SnapshotState};
+use crate::model::{Class, JobState, Phase, Snapshot, SnapshotState};
 use crate::name::{check_copies, check_name, check_size};
 use crate::refusal::{AdminRefusal, Noun};
 use crate::rows::Key;
@@ -172,6 +172,7 @@ impl MetaState {
         let new = self.add_branch(at, volume, geometry, class, Some(level), plan);
         self.volumes.get_mut(&volume).expect("checked above").branch = new;
         self.mark(Key::Volume(volume));
+        self.end_job(at, old, JobState::Void);
         self.lose_name(old);
         let name = self.branch_name(new);
         let to = self.snapshot_name(point.0, point.1);

@@ -9,14 +9,14 @@ use crate::model::{Class, DownCause};
 use crate::settings::Setting;
 use proto::control::{ChunkChange, HeldReplica, SessionKind, VolumeRef};
 use proto::{
-    BranchId, ChunkIndex, ClusterId, ConfigNumber, DriveId, Epoch, Generation, Geometry, ListIndex, NodeId,
-    OpenId, ProcessNumber, RequestId, VolumeId,
+    BranchId, ChunkIndex, ClusterId, ConfigNumber, DriveId, Epoch, Generation, Geometry, JobId, ListIndex,
+    NodeId, OpenId, ProcessNumber, RequestId, VolumeId,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Newest version of the encoding of commands.
-pub const COMMAND_FORMAT: u8 = 4;
+pub const COMMAND_FORMAT: u8 = 5;
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Command {
@@ -334,12 +334,29 @@ pub enum Op {
         generation: Generation,
         plan: Plan,
     },
+
+    // Format 5. Jobs.
+    Flatten {
+        volume: VolumeId,
+        /// The branch that the proposer saw the volume point at.
+        branch: BranchId,
+    },
+    JobCancel {
+        job: JobId,
+    },
+    /// The session of this epoch has made sure that no kept view of the branch lacks a block.
+    Cut {
+        branch: BranchId,
+        epoch: Epoch,
+        job: JobId,
+    },
 }
 
 impl Op {
     /// The first format of commands that has it.
     fn format(&self) -> u8 {
         match self {
+            Op::Flatten { .. } | Op::JobCancel { .. } | Op::Cut { .. } => 5,
             Op::NodeRegister { .. } => 2,
             // Has a field that the formats before have not.
             Op::VolumeDelete { .. } => 3,

@@ -60,6 +60,7 @@ pub enum EventKind {
     SnapshotRenamed { from: String, to: String },
     VolumeCloned { name: String, from: String },
     RolledBack { name: String, to: String },
+    Flattened { name: String },
     SnapshotProtected { name: String, until_ms: u64, forced: Option<String> },
 }
 
@@ -101,6 +102,7 @@ impl EventKind {
             EventKind::SnapshotProtected { .. } => "SnapshotProtected",
             EventKind::VolumeCloned { .. } => "VolumeCloned",
             EventKind::RolledBack { .. } => "RolledBack",
+            EventKind::Flattened { .. } => "Flattened",
         }
     }
 
@@ -199,6 +201,7 @@ impl fmt::Display for EventKind {
             EventKind::SnapshotDeleted { name } => write!(f, "snapshot {name} deleted"),
             EventKind::SnapshotRenamed { from, to } => write!(f, "snapshot {from} is now {to}"),
             EventKind::VolumeCloned { name, from } => write!(f, "volume {name} is a clone of {from}"),
+            EventKind::Flattened { name } => write!(f, "volume {name} needs its parent no more"),
             EventKind::RolledBack { name, to } => write!(f, "volume {name} rolled back to {to}"),
             EventKind::SnapshotProtected { name, until_ms: 0, forced: None } => {
                 write!(f, "snapshot {name} is not protected any more")

@@ -81,7 +81,7 @@ impl MetaState {
     }
 
     /// The parent need not keep the generation for this fork any more.
-    fn release(&mut self, level: Level, fork: BranchId) -> BranchId {
+    pub(crate) fn release(&mut self, level: Level, fork: BranchId) -> BranchId {
         let key = (level.branch, level.generation);
         let forks = self.index.forks.get_mut(&key).expect("a tied branch is a fork of its parent");
         forks.remove(&fork);

@@ -1,6 +1,6 @@
 //! What is derived from the rows, to find things without looking at everything. Never stored.
 
-use proto::{BranchId, Configuration, DriveId, Generation, Map, NodeId, RequestId, VolumeId};
+use proto::{BranchId, Configuration, DriveId, Generation, JobId, Map, NodeId, RequestId, VolumeId};
 use std::collections::{BTreeMap, BTreeSet};
 
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -30,6 +30,8 @@ pub(crate) struct Index {
     pub(crate) hidden: BTreeSet<(BranchId, Generation)>,
     /// Branches without a name that were not closed cleanly since: nothing of their last head is freed until they are.
     pub(crate) unclosed: BTreeSet<BranchId>,
+    /// Running jobs.
+    pub(crate) jobs: BTreeMap<BranchId, JobId>,
 }
 
 impl Index {

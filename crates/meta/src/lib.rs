@@ -22,6 +22,7 @@ mod forking;
 mod garbage;
 mod health;
 mod index;
+mod job;
 mod keep;
 mod liveness;
 pub mod model;
@@ -53,7 +54,9 @@ pub use admin::{AdminAnswer, AdminRequest};
 pub use answer::{Answer, Outcome};
 pub use bugs::Bugs;
 pub use command::{Command, DecodeError, Op};
-pub use model::{Branch, Class, Drive, Node, Phase, Seal, Session, Snapshot, SnapshotState, Volume};
+pub use model::{
+    Branch, Class, Drive, Job, JobKind, JobState, Node, Phase, Seal, Session, Snapshot, SnapshotState, Volume,
+};
 pub use refusal::AdminRefusal;
 pub use rows::{KeyChange, Row, Table};
 pub use service::{Proposal, Service, ServiceEffect, ServiceEvent, Token};

@@ -9,7 +9,7 @@ use crate::model::DownCause;
 use crate::service::{OwnKey, Service};
 use crate::state::MetaState;
 use proto::control::{DriveStatus, SessionState, SessionStatus, WatchUpdate};
-use proto::{BranchId, DriveId, Epoch, Generation, NodeId, ProcessNumber, Span, Time};
+use proto::{BranchId, DriveId, Epoch, Generation, JobId, NodeId, ProcessNumber, Span, Time};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A session that its own node's heartbeats do not name for so long is released.
@@ -199,6 +199,8 @@ impl Service {
         let (process, now) = (heard.process, self.now);
         let generations: BTreeMap<(BranchId, Epoch), Generation> =
             heard.sessions.iter().map(|s| ((s.branch, s.epoch), s.generation)).collect();
+        let jobs: BTreeMap<(BranchId, Epoch), Option<JobId>> =
+            heard.sessions.iter().map(|s| ((s.branch, s.epoch), s.job.map(|j| j.job))).collect();
         let closing: BTreeSet<(BranchId, Epoch)> = heard
             .sessions
             .iter()
@@ -223,6 +225,9 @@ impl Service {
             if behind.is_some() {
                 // It has not heard of the seal; or it has, and hears it once more.
                 self.tell_views(state, branch);
+            }
+            if !over && row.is_some() && jobs[key] != state.running_job(branch) {
+                self.tell_job(state, branch);
             }
             if over {
                 let next = || epoch.next().unwrap_or(epoch);

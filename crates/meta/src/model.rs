@@ -24,6 +24,7 @@ pub struct Head {
     pub last_event: u64,
     /// Number of the last answer kept for repeats.
     pub last_kept: u64,
+    pub last_job: u64,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -230,6 +231,52 @@ pub struct Snapshot {
     pub created_ms: u64,
     /// A fork point in the making, which no operator sees: gone when there is a fork of it, or after a while.
     pub hidden: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub enum JobKind {
+    /// A clone is written out, and its tie to the parent cut.
+    Flatten,
+}
+impl JobKind {
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            JobKind::Flatten => "flatten",
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub enum JobState {
+    Running,
+    Done,
+    Cancelled,
+    /// Its volume was deleted or rolled back.
+    Void,
+}
+impl JobState {
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            JobState::Running => "running",
+            JobState::Done => "done",
+            JobState::Cancelled => "cancelled",
+            JobState::Void => "void",
+        }
+    }
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Job {
+    pub kind: JobKind,
+    pub branch: BranchId,
+    /// The volume's when it was ordered.
+    pub name: String,
+    pub state: JobState,
+    pub started_ms: u64,
+    /// 0: it has not.
+    pub ended_ms: u64,
 }
 
 /// A drive and the node it is in.

@@ -150,6 +150,7 @@ impl Service {
                 self.planner.queue.extend(&state.index.unwell);
                 self.planner.queue.extend(&state.index.sealing);
                 self.planner.queue.extend(&state.index.unclosed);
+                self.planner.queue.extend(state.index.jobs.keys());
                 self.planner.queue.extend(state.index.appointed.values().flatten());
                 self.planner.next_round = self.now;
             }
@@ -190,6 +191,7 @@ impl Service {
         more.extend(self.planner.wanted.keys());
         more.extend(&state.index.sealing);
         more.extend(&state.index.unclosed);
+        more.extend(state.index.jobs.keys());
         let next: Vec<BranchId> =
             more.range(from..).chain(more.range(..from)).copied().take(BRANCHES_MAX).collect();
         if let Some(last) = next.last() {
@@ -204,6 +206,7 @@ impl Service {
             || !state.index.unwell.is_empty()
             || !state.index.sealing.is_empty()
             || !state.index.unclosed.is_empty()
+            || !state.index.jobs.is_empty()
             || !state.index.appointed.is_empty()
             || state.nodes().values().any(|n| n.down.is_some() || n.drain)
             || state.drives().values().any(|d| d.down.is_some() || d.stranger || d.retired)
@@ -270,7 +273,8 @@ impl Service {
         placer: &Placer,
     ) -> bool {
         let to_seal = row.sealing.is_some_and(|s| !s.drained) || state.index.unclosed.contains(&branch);
-        if row.pending().is_some() || to_seal || self.planner.wanted.contains_key(&branch) {
+        let job = state.running_job(branch).is_some();
+        if row.pending().is_some() || to_seal || job || self.planner.wanted.contains_key(&branch) {
             return true;
         }
         let Some(chunks) = state.chunks(branch) else { return false };

@@ -12,6 +12,7 @@ pub enum Noun {
     Node,
     Drive,
     Snapshot,
+    Job,
 }
 impl Noun {
     #[must_use]
@@ -21,6 +22,7 @@ impl Noun {
             Noun::Node => "node",
             Noun::Drive => "drive",
             Noun::Snapshot => "snapshot",
+            Noun::Job => "job",
         }
     }
 }
@@ -199,6 +201,15 @@ pub enum AdminRefusal {
         size: u64,
         to: u64,
     },
+    /// Nothing of it is read from a parent.
+    NotAClone {
+        name: String,
+    },
+    /// It has ended.
+    JobOver {
+        name: String,
+        state: String,
+    },
     /// A blockd of another version than metad.
     OtherControl {
         said: u32,
@@ -262,6 +273,8 @@ impl AdminRefusal {
             AdminRefusal::BadGroup { .. } => 1410,
             AdminRefusal::BadLabel { .. } => 1411,
             AdminRefusal::CloneSmaller { .. } => 1501,
+            AdminRefusal::NotAClone { .. } => 1502,
+            AdminRefusal::JobOver { .. } => 1503,
             AdminRefusal::BadSize { .. } => 1201,
             AdminRefusal::BadChunkSize { .. } => 1202,
             AdminRefusal::Attached { .. } | AdminRefusal::InUse { .. } => 1203,
@@ -307,6 +320,8 @@ impl AdminRefusal {
             | AdminRefusal::NotSealed { .. }
             | AdminRefusal::HasSnapshots { .. }
             | AdminRefusal::HasClones { .. }
+            | AdminRefusal::NotAClone { .. }
+            | AdminRefusal::JobOver { .. }
             | AdminRefusal::Shrink { .. } => exit::STATE,
             AdminRefusal::Protected { .. }
             | AdminRefusal::ProtectedLonger { .. }
@@ -382,6 +397,8 @@ impl AdminRefusal {
             AdminRefusal::CloneSmaller { name, size, to } => {
                 format!("{name} has {size} bytes: a clone of it cannot have {to}")
             }
+            AdminRefusal::NotAClone { name } => format!("volume \"{name}\" reads nothing from a parent"),
+            AdminRefusal::JobOver { name, state } => format!("job {name} is {state}"),
             AdminRefusal::OtherControl { said: 0, known } => {
                 format!("this blockd names no control protocol; metad speaks {known}")
             }
@@ -458,6 +475,8 @@ impl AdminRefusal {
                 "keys are written as names, values have up to 255 printable bytes, and there are up to 32 of them".into()
             }
             AdminRefusal::CloneSmaller { .. } => "a clone has all that its snapshot has".into(),
+            AdminRefusal::NotAClone { .. } => "it is no clone, or was flattened".into(),
+            AdminRefusal::JobOver { .. } => "what has ended cannot be called off".into(),
             AdminRefusal::OtherControl { .. } => "blockd and metad must be of one version".into(),
             AdminRefusal::BadSize { .. } => "sizes are multiples of 4 KiB from 1 MiB to 16 TiB".into(),
             AdminRefusal::BadChunkSize { low, high } => format!("powers of two from {low} to {high} bytes"),
@@ -535,6 +554,8 @@ impl AdminRefusal {
             AdminRefusal::BadGroup { .. } => "name each volume once: VOL@NAME VOL2@NAME".into(),
             AdminRefusal::BadLabel { .. } => "--label app=db".into(),
             AdminRefusal::CloneSmaller { size, .. } => format!("leave --size out, or: --size {size}"),
+            AdminRefusal::NotAClone { name } => format!("blockctl volume show {name}"),
+            AdminRefusal::JobOver { .. } => "blockctl job list".into(),
             AdminRefusal::OtherControl { said, known } if said > known => {
                 "install metad's newer version".into()
             }

@@ -1,17 +1,18 @@
 //! Views: functions of the state and of what nodes said last. They decide nothing.
 
 use crate::admin::{AdminAnswer, AdminRequest};
-use crate::model::{Branch, Phase, SnapshotState};
+use crate::model::{Branch, JobState, Phase, SnapshotState};
 use crate::refusal::{AdminRefusal, Noun};
 use crate::requests::{find_node, find_snapshot, find_volume};
 use crate::service::Service;
 use crate::state::MetaState;
 use crate::survey::{Fault, Survey};
 use crate::view::{
-    DriveView, EventView, FaultView, NodeView, SessionView, SnapshotView, VolumeLine, VolumeView, WaitFor,
+    DriveView, EventView, FaultView, JobView, NodeView, SessionView, SnapshotView, VolumeLine, VolumeView,
+    WaitFor,
 };
-use proto::control::SessionStatus;
-use proto::{BranchId, DriveId, Generation, NodeId, VolumeId};
+use proto::control::{JobTrouble, SessionStatus};
+use proto::{BranchId, DriveId, Generation, JobId, NodeId, VolumeId};
 use std::collections::BTreeSet;
 
 impl Service {
@@ -51,6 +52,13 @@ impl Service {
             AdminRequest::SnapshotShow { name } => {
                 let (key, _) = find_snapshot(state, &name)?;
                 AdminAnswer::Snapshots(snapshot_view(state, key).into_iter().collect())
+            }
+            AdminRequest::JobList => {
+                AdminAnswer::Jobs(state.jobs().keys().filter_map(|j| self.job_view(state, *j)).collect())
+            }
+            AdminRequest::JobShow { job } => {
+                let missing = || AdminRefusal::NotFound { noun: Noun::Job, name: job.to_string() };
+                AdminAnswer::Jobs(vec![self.job_view(state, job).ok_or_else(missing)?])
             }
             AdminRequest::VolumeWait { name, state: wanted } => {
                 AdminAnswer::Waited(is_reached(state, &name, wanted)?)
@@ -115,6 +123,30 @@ impl Service {
             replicas: state.replicas_on(id),
             volumes: state.index.uses.get(&id).map_or(0, |u| u32::try_from(u.len()).unwrap_or(u32::MAX)),
         }
+    }
+
+    fn job_view(&self, state: &MetaState, id: JobId) -> Option<JobView> {
+        let job = state.jobs().get(&id)?;
+        let row = state.branches().get(&job.branch).filter(|_| job.state == JobState::Running);
+        let said = row.and_then(|row| self.session_status(job.branch, row));
+        let status = said.and_then(|s| s.job).filter(|s| s.job == id);
+        let trouble = match (row, status) {
+            (None, _) => String::new(),
+            (Some(_), None) => "waits for a session".to_owned(),
+            (Some(_), Some(s)) => s.trouble.map_or_else(String::new, |t| trouble(state, job.branch, t)),
+        };
+        Some(JobView {
+            job: id,
+            kind: job.kind.word().to_owned(),
+            // By the name that it has now.
+            volume: row.map_or_else(|| job.name.clone(), |_| state.branch_name(job.branch)),
+            state: job.state.word().to_owned(),
+            started_ms: job.started_ms,
+            ended_ms: job.ended_ms,
+            done: status.map_or(0, |s| s.done),
+            total: status.map_or(0, |s| s.total),
+            trouble,
+        })
     }
 
     fn volume_view(&self, state: &MetaState, id: VolumeId) -> VolumeView {
@@ -317,4 +349,29 @@ fn is_reached(state: &MetaState, name: &str, wanted: WaitFor) -> Result<bool, Ad
         WaitFor::Detached => row.guest().is_none(),
         WaitFor::Deleted => false,
     })
+}
+
+/// Why a job does not go on, and what would help.
+fn trouble(state: &MetaState, branch: BranchId, t: JobTrouble) -> String {
+    match t {
+        JobTrouble::NoSpace => "no space: add drives, or delete something".to_owned(),
+        JobTrouble::BadBlock { offset } => {
+            format!("bad in the parent on every replica, at byte {offset}: write there, or cancel the job")
+        }
+        JobTrouble::Parent => "nobody who has the parent's data can be reached".to_owned(),
+        JobTrouble::Snapshot { generation } => {
+            if state.snapshots().contains_key(&(branch, generation)) {
+                let name = state.snapshot_name(branch, generation);
+                return format!(
+                    "{name} still reads from the parent, as older ones may: delete them, or cancel the job"
+                );
+            }
+            let forks = state.index.forks.get(&(branch, generation)).into_iter().flatten();
+            let names: Vec<String> = forks.map(|b| state.branch_name(*b)).collect();
+            format!(
+                "its clones {} still read from the parent: flatten or delete them, or cancel the job",
+                names.join(", ")
+            )
+        }
+    }
 }

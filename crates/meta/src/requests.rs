@@ -65,6 +65,9 @@ impl Service {
                 self.propose_for_node(token, None, Op::Kept { drive, branch, index });
             }
             MetaRequest::Kept { .. } => self.answer_node(token, MetaAnswer::Ok),
+            MetaRequest::Cut { branch, epoch, job } => {
+                self.propose_for_node(token, None, Op::Cut { branch, epoch, job });
+            }
             MetaRequest::Snapshot { volume, snapshot } => {
                 let answer = state.find_snapshot(&volume, &snapshot);
                 self.answer_node(token, answer);
@@ -214,6 +217,11 @@ impl Service {
             AdminRequest::VolumeDelete { name, force, with_snapshots } => {
                 command(Op::VolumeDelete { volume: find_volume(state, &name)?, force, with_snapshots })
             }
+            AdminRequest::VolumeFlatten { name } => {
+                let volume = find_volume(state, &name)?;
+                command(Op::Flatten { volume, branch: state.volumes()[&volume].branch })
+            }
+            AdminRequest::JobCancel { job } => command(Op::JobCancel { job }),
             AdminRequest::VolumeVerify { name, request } => {
                 self.verify(state, &name, request).map(Decided::Answer)
             }

@@ -1,7 +1,7 @@
 //! The state as rows: what the edge commits to its database together with the applied index.
 
 use crate::chunks::PAGE_CHUNKS;
-use proto::{BranchId, ChunkIndex, DriveId, Generation, NodeId, RequestId, VolumeId};
+use proto::{BranchId, ChunkIndex, DriveId, Generation, JobId, NodeId, RequestId, VolumeId};
 use std::sync::Arc;
 
 /// Tables of the state. The numbers are on disk.
@@ -24,9 +24,10 @@ pub enum Table {
     Snapshots = 14,
     /// Keep-lists that drives have not confirmed yet.
     Owed = 15,
+    Jobs = 17,
 }
 impl Table {
-    pub const ALL: [Table; 12] = [
+    pub const ALL: [Table; 13] = [
         Table::Head,
         Table::Settings,
         Table::Nodes,
@@ -39,6 +40,7 @@ impl Table {
         Table::Events,
         Table::Snapshots,
         Table::Owed,
+        Table::Jobs,
     ];
     #[must_use]
     pub fn from_number(n: u8) -> Option<Table> {
@@ -86,6 +88,7 @@ pub(crate) enum Key {
     Event(u64),
     Snapshot(BranchId, Generation),
     Owed(DriveId, BranchId),
+    Job(JobId),
 }
 
 impl Key {
@@ -103,6 +106,7 @@ impl Key {
             Key::Event(_) => Table::Events,
             Key::Snapshot(..) => Table::Snapshots,
             Key::Owed(..) => Table::Owed,
+            Key::Job(_) => Table::Jobs,
         }
     }
 
@@ -121,6 +125,7 @@ impl Key {
             Key::Event(e) => e.to_be_bytes().to_vec(),
             Key::Snapshot(b, g) => [&b.0.to_be_bytes()[..], &g.0.to_be_bytes()].concat(),
             Key::Owed(d, b) => [d.0.to_be_bytes(), b.0.to_be_bytes()].concat(),
+            Key::Job(j) => j.0.to_be_bytes().to_vec(),
         }
     }
 
@@ -144,6 +149,7 @@ impl Key {
                 Key::Snapshot(BranchId(be64(key.get(..8)?)?), Generation(be32(key.get(8..)?)?))
             }
             Table::Owed => Key::Owed(DriveId(be64(key.get(..8)?)?), BranchId(be64(key.get(8..)?)?)),
+            Table::Jobs => Key::Job(JobId(be64(key)?)),
         })
     }
 }

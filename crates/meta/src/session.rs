@@ -164,6 +164,8 @@ impl MetaState {
             geometry: row.geometry,
             views: self.views(branch)?,
             parents: self.levels_below(branch),
+            origin: row.parent.map(|l| (l.branch, l.generation)),
+            job: self.running_job(branch),
             min_in_sync,
             wait_when_degraded,
             write_through,

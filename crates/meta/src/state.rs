@@ -12,12 +12,12 @@ use crate::dedup::Kept;
 use crate::event::EventRecord;
 use crate::garbage::{GarbageKey, GarbagePage};
 use crate::index::{self, Index};
-use crate::model::{Branch, Drive, Head, Node, Snapshot, SnapshotState, Volume};
+use crate::model::{Branch, Drive, Head, Job, JobState, Node, Snapshot, SnapshotState, Volume};
 use crate::rows::{Key, KeyChange, LoadError, Row, Table};
 use crate::settings::Settings;
 use crate::touch::Touched;
 use proto::{
-    BranchId, ChunkIndex, Configuration, DriveId, Generation, ListIndex, LogIndex, NodeId, RequestId,
+    BranchId, ChunkIndex, Configuration, DriveId, Generation, JobId, ListIndex, LogIndex, NodeId, RequestId,
     VolumeId,
 };
 use serde::Serialize;
@@ -40,6 +40,7 @@ pub struct MetaState {
     pub(crate) snapshots: BTreeMap<(BranchId, Generation), Snapshot>,
     /// Drives that have not confirmed the branch's keep-list, and when it last changed for them.
     pub(crate) owed: BTreeMap<(DriveId, BranchId), ListIndex>,
+    pub(crate) jobs: BTreeMap<JobId, Job>,
     pub(crate) index: Index,
     /// Rows changed by the command being applied.
     dirty: BTreeSet<Key>,
@@ -62,6 +63,7 @@ impl PartialEq for MetaState {
             && self.events == o.events
             && self.snapshots == o.snapshots
             && self.owed == o.owed
+            && self.jobs == o.jobs
             && self.index == o.index
     }
 }
@@ -156,6 +158,9 @@ impl MetaState {
                 Answer::Planned(self.apply_fork_point_drop(*branch, *generation))
             }
             Op::Kept { drive, branch, index } => Answer::Planned(self.apply_kept(*drive, *branch, *index)),
+            Op::Flatten { volume, branch } => Answer::Admin(self.apply_flatten(at, *volume, *branch)),
+            Op::JobCancel { job } => Answer::Admin(self.apply_job_cancel(at, *job)),
+            Op::Cut { branch, epoch, job } => Answer::Node(self.apply_cut(at, *branch, *epoch, *job)),
         }
     }
 
@@ -187,6 +192,7 @@ impl MetaState {
             Key::Event(e) => self.events.get(&e).map(encode),
             Key::Snapshot(b, g) => self.snapshots.get(&(b, g)).map(encode),
             Key::Owed(d, b) => self.owed.get(&(d, b)).map(encode),
+            Key::Job(j) => self.jobs.get(&j).map(encode),
         }
     }
 
@@ -205,6 +211,7 @@ impl MetaState {
             .chain(self.events.keys().map(|k| Key::Event(*k)))
             .chain(self.snapshots.keys().map(|(b, g)| Key::Snapshot(*b, *g)))
             .chain(self.owed.keys().map(|(d, b)| Key::Owed(*d, *b)))
+            .chain(self.jobs.keys().map(|j| Key::Job(*j)))
             .map(|k| Row {
                 table: k.table(),
                 key: k.bytes(),
@@ -255,6 +262,7 @@ impl MetaState {
             Key::Event(e) => drop(self.events.insert(e, decode(value)?)),
             Key::Snapshot(b, g) => drop(self.snapshots.insert((b, g), decode(value)?)),
             Key::Owed(d, b) => drop(self.owed.insert((d, b), decode(value)?)),
+            Key::Job(j) => drop(self.jobs.insert(j, decode(value)?)),
         }
         Some(())
     }
@@ -299,6 +307,12 @@ impl MetaState {
             }
         }
         self.derive_snapshots(&mut i)?;
+        for (job, row) in self.jobs.iter().filter(|(_, j)| j.state == JobState::Running) {
+            let tied = self.branches.get(&row.branch).is_some_and(|b| b.tie().is_some());
+            if !tied || !self.is_named(row.branch) || i.jobs.insert(row.branch, *job).is_some() {
+                return Err(LoadError::Torn("a job of no clone, or the second one"));
+            }
+        }
         let own =
             |(v, row): (&VolumeId, &Volume)| self.branches.get(&row.branch).is_some_and(|b| b.volume == *v);
         if !self.volumes.iter().all(own) {
@@ -382,6 +396,10 @@ impl MetaState {
         &self.settings
     }
     #[must_use]
+    pub fn jobs(&self) -> &BTreeMap<JobId, Job> {
+        &self.jobs
+    }
+    #[must_use]
     pub fn head(&self) -> &Head {
         &self.head
     }
@@ -450,7 +468,7 @@ impl MetaState {
 }
 
 /// First byte of every row, but of pages, which have their own.
-const ROW_FORMAT: u8 = 2;
+const ROW_FORMAT: u8 = 3;
 
 fn encode<T: Serialize>(value: &T) -> Arc<[u8]> {
     postcard::to_extend(value, vec![ROW_FORMAT]).expect("writing to a vector does not fail").into()

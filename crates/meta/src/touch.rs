@@ -20,6 +20,8 @@ pub(crate) enum Touch {
     Garbage(DriveId),
     /// The branch's generations: for its session.
     Views(BranchId),
+    /// Its job has begun or ended.
+    Job(BranchId),
     /// A keep-list is owed.
     Keep(DriveId, BranchId),
     /// Something that the planner may have to look at.

@@ -3,7 +3,7 @@
 use crate::event::Severity;
 use crate::model::{Class, Phase};
 use proto::control::{SessionKind, SessionState};
-use proto::{BranchId, ClusterId, DriveId, Epoch, Generation, NodeId, VolumeId};
+use proto::{BranchId, ClusterId, DriveId, Epoch, Generation, JobId, NodeId, VolumeId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -176,6 +176,22 @@ pub struct SnapshotView {
     pub clones: Vec<String>,
     /// Drives that have not confirmed the newest list of the volume's snapshots.
     pub unconfirmed: u32,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct JobView {
+    pub job: JobId,
+    pub kind: String,
+    pub volume: String,
+    pub state: String,
+    pub started_ms: u64,
+    /// 0: it has not.
+    pub ended_ms: u64,
+    /// Bytes looked at, of all; 0 of 0 where no session works at it.
+    pub done: u64,
+    pub total: u64,
+    /// Why it does not go on; empty: it does, or has ended.
+    pub trouble: String,
 }
 
 /// One line of `volume list`.

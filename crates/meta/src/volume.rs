@@ -5,7 +5,7 @@ use crate::chunks::{Chunks, PAGE_CHUNKS};
 use crate::command::{Op, Plan};
 use crate::event::EventKind;
 use crate::index;
-use crate::model::{Branch, Class, Phase, Session, Volume};
+use crate::model::{Branch, Class, JobState, Phase, Session, Volume};
 use crate::name::{check_chunk_shift, check_copies, check_name, check_size};
 use crate::planner::APPOINTED_MAX;
 use crate::refusal::{AdminRefusal, Noun};
@@ -184,6 +184,7 @@ impl MetaState {
             return Err(AdminRefusal::Attached { name, node: s.node, node_name, epoch });
         }
         self.snapshots_in_the_way(at, id, with_snapshots)?;
+        self.end_job(at, branch, JobState::Void);
         // The newest first: forks are younger than what they fork.
         let branches: Vec<BranchId> = self.branches_of(id).rev().collect();
         for b in &branches {

@@ -82,6 +82,7 @@ struct Gathered {
     garbage: BTreeSet<DriveId>,
     views: BTreeSet<BranchId>,
     keeps: BTreeSet<(DriveId, BranchId)>,
+    jobs: BTreeSet<BranchId>,
 }
 
 impl Watch {
@@ -154,8 +155,18 @@ impl Service {
         for branch in &changed.views {
             self.tell_views(state, *branch);
         }
+        for branch in &changed.jobs {
+            self.tell_job(state, *branch);
+        }
         for (drive, branch) in &changed.keeps {
             self.watch.keeps.set(*drive, *branch, Time::ZERO);
+        }
+    }
+
+    /// The job that its session is to work at, or that there is none.
+    pub(crate) fn tell_job(&mut self, state: &MetaState, branch: BranchId) {
+        if let Some(session) = state.branches().get(&branch).and_then(|b| b.session) {
+            self.tell(session.node, WatchUpdate::Job { branch, job: state.running_job(branch) });
         }
     }
 
@@ -221,6 +232,9 @@ impl Service {
             if state.branches()[&branch].generation > Generation::FIRST {
                 self.tell_views(state, branch);
             }
+            if state.running_job(branch).is_some() {
+                self.tell_job(state, branch);
+            }
         }
         for (drive, row) in state.drives() {
             if row.node == node {
@@ -277,6 +291,7 @@ fn gather(state: &MetaState, seen: LogIndex) -> Option<Gathered> {
             Touch::Garbage(drive) => drop(g.garbage.insert(*drive)),
             Touch::Views(branch) => drop(g.views.insert(*branch)),
             Touch::Keep(drive, branch) => drop(g.keeps.insert((*drive, *branch))),
+            Touch::Job(branch) => drop(g.jobs.insert(*branch)),
             Touch::Branch(_) | Touch::Settings => {}
         }
     }

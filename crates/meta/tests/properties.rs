@@ -12,8 +12,8 @@ use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proto::control::{ChangeCause, ChunkChange, HeldReplica, MetaAnswer, SessionKind, VolumeRef};
 use proto::{
-    BranchId, ChunkIndex, ConfigNumber, DriveId, Epoch, Generation, Geometry, Incarnation, ListIndex, Member,
-    MemberState, NodeId, OpenId, ProcessNumber, Span, VolumeId,
+    BranchId, ChunkIndex, ConfigNumber, DriveId, Epoch, Generation, Geometry, Incarnation, JobId, ListIndex,
+    Member, MemberState, NodeId, OpenId, ProcessNumber, Span, VolumeId,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -30,7 +30,7 @@ enum Step {
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        6 => (0..46u8, prop::array::uniform5(0..1000u32), prop_oneof![4 => Just(0u8), 1 => 1..3u8], any::<bool>())
+        6 => (0..54u8, prop::array::uniform5(0..1000u32), prop_oneof![4 => Just(0u8), 1 => 1..3u8], any::<bool>())
             .prop_map(|(kind, n, late, request)| Step::New { kind, n, late, request }),
         1 => (1..40u8).prop_map(|back| Step::Again { back }),
     ]
@@ -108,6 +108,7 @@ impl Maker<'_> {
             20..=25 => self.planned(kind)?,
             32..=39 => self.snapshot(kind)?,
             40..=45 => self.fork(kind)?,
+            46..=53 => self.job(kind)?,
             _ => self.hardware(kind),
         })
     }
@@ -300,6 +301,28 @@ impl Maker<'_> {
         })
     }
 
+    /// Mostly of a clone.
+    fn job(&self, kind: u8) -> Option<Op> {
+        let clones: Vec<(BranchId, &Branch)> =
+            self.state.branches().iter().filter(|(_, b)| b.tied).map(|(id, b)| (*id, b)).collect();
+        let (branch, row) = *clones.get(self.n[1] as usize % clones.len().max(1))?;
+        let last = JobId(self.state.head().last_job.saturating_sub(u64::from(self.late)));
+        Some(match kind {
+            46..=48 => Op::Flatten { volume: row.volume, branch },
+            49 if self.n[2].is_multiple_of(3) => Op::JobCancel { job: last },
+            _ => {
+                let job = self.state.running_job(branch).unwrap_or(last);
+                // Mostly of one that a session is at.
+                let served = clones
+                    .iter()
+                    .find(|(id, b)| b.session.is_some() && self.state.running_job(*id).is_some());
+                let (branch, row) = *served.unwrap_or(&(branch, row));
+                let job = self.state.running_job(branch).unwrap_or(job);
+                Op::Cut { branch, epoch: Epoch(row.epoch.0.saturating_sub(u32::from(self.late))), job }
+            }
+        })
+    }
+
     fn hardware(&self, kind: u8) -> Op {
         let node = self.node(0);
         let drive = drive_of(node.0);
@@ -374,6 +397,10 @@ fn check_step(op: &Op, before: &MetaState, after: &MetaState) {
             assert!(row.generation >= old.generation, "{branch}: nor does the head fall");
             assert!(row.unsealed >= old.unsealed, "{branch}: what was sealed stays so");
             check_sealing(op, *branch, old, row);
+            let session = |epoch: Epoch| old.epoch == epoch && old.session.is_some();
+            let by = matches!(op, Op::Cut { branch: b, epoch, .. } if b == branch && session(*epoch));
+            assert!(row.tied == old.tied || by, "{branch}: a tie is cut by its session");
+            assert_eq!(row.parent, old.parent, "{branch}: whose parent is who never changes");
         }
     }
     for (key, s) in after.snapshots() {
@@ -492,6 +519,7 @@ fn the_histories_reach_what_they_are_about() {
         "SnapshotRenamed",
         "VolumeCloned",
         "RolledBack",
+        "Flattened",
     ];
     for kind in wanted {
         assert!(met.get(kind).is_some_and(|n| *n > 3), "{kind} is hardly met: {met:?}");

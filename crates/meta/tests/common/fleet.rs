@@ -7,11 +7,11 @@ use meta::{
     ServiceEffect, ServiceEvent, Token,
 };
 use proto::control::{
-    Attached, ChangeCause, ChunkChange, DriveStatus, MetaAnswer, MetaRefusal, MetaRequest, SessionKind,
-    SessionState, SessionStatus, VolumeRef, WatchUpdate,
+    Attached, ChangeCause, ChunkChange, DriveStatus, JobStatus, JobTrouble, MetaAnswer, MetaRefusal,
+    MetaRequest, SessionKind, SessionState, SessionStatus, VolumeRef, WatchUpdate,
 };
 use proto::{
-    BranchId, BranchViews, ChunkIndex, ClusterId, Configuration, DriveId, Epoch, KeepList, LogIndex,
+    BranchId, BranchViews, ChunkIndex, ClusterId, Configuration, DriveId, Epoch, JobId, KeepList, LogIndex,
     MemberState, NodeId, OpenId, Place, ProcessNumber, RequestId, Span, Time,
 };
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,6 +23,7 @@ pub struct FakeSession {
     /// What it believes.
     pub chunks: BTreeMap<ChunkIndex, Configuration>,
     pub views: BranchViews,
+    pub job: Option<JobId>,
 }
 
 pub struct FakeNode {
@@ -77,6 +78,8 @@ pub struct Fleet {
     pub stuck: bool,
     /// No list reaches a drive while this is set.
     pub lists_lost: bool,
+    /// Sessions are not done with their jobs, and say this.
+    pub trouble: Option<JobTrouble>,
 }
 
 pub fn drive(n: u32) -> DriveId {
@@ -107,6 +110,7 @@ impl Fleet {
             no_quorum: false,
             stuck: false,
             lists_lost: false,
+            trouble: None,
         };
         f.event(ServiceEvent::BecameLeader);
         let init = AdminRequest::ClusterInit { cluster: ClusterId(7), name: "c".into(), token: "t".into() };
@@ -308,6 +312,7 @@ impl Fleet {
                         copies: a.copies,
                         chunks: (0..).map(ChunkIndex).zip(a.configurations.iter().cloned()).collect(),
                         views: a.views.clone(),
+                        job: a.job,
                     };
                     node.sessions.insert(branch, session);
                     self.make(id, &a);
@@ -382,6 +387,11 @@ impl Fleet {
                         s.views = views;
                     }
                 }
+                WatchUpdate::Job { branch, job } if !self.lists_lost => {
+                    if let Some(s) = self.nodes.get_mut(&id).expect("known").sessions.get_mut(&branch) {
+                        s.job = job;
+                    }
+                }
                 WatchUpdate::Keep { drive, lists } if !self.lists_lost => self.keep(id, drive, lists),
                 _ => {}
             }
@@ -403,6 +413,14 @@ impl Fleet {
                 self.ask(id, Ask::Other, MetaRequest::Detach { branch, epoch, clean: true });
                 continue;
             }
+            if let Some(job) = s.job.filter(|_| self.trouble.is_none()) {
+                self.ask(id, Ask::Session(branch), MetaRequest::Cut { branch, epoch, job });
+                self.take_answers(true);
+                if !self.nodes[&id].sessions.contains_key(&branch) {
+                    continue;
+                }
+            }
+            let s = &self.nodes[&id].sessions[&branch];
             if let Some(seal) = s.views.sealing.filter(|_| !self.stuck) {
                 let generation = seal.generation;
                 self.ask(id, Ask::Session(branch), MetaRequest::Sealed { branch, epoch, generation });
@@ -488,6 +506,7 @@ impl Fleet {
             .map(|(n, _)| *n)
             .collect();
         let status = |(b, s): (&BranchId, &FakeSession)| SessionStatus {
+            job: s.job.map(|job| JobStatus { job, done: 3, total: 9, trouble: self.trouble }),
             branch: *b,
             epoch: s.epoch,
             kind: s.kind,
