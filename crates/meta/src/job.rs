@@ -5,7 +5,7 @@
 
 use crate::admin::AdminAnswer;
 use crate::event::EventKind;
-use crate::model::{Job, JobKind, JobState, Phase};
+use crate::model::{Job, JobKind, JobState};
 use crate::refusal::{AdminRefusal, Noun};
 use crate::rows::Key;
 use crate::state::MetaState;
@@ -34,9 +34,6 @@ impl MetaState {
         let row = &self.branches[&branch];
         if row.tie().is_none() {
             return Err(AdminRefusal::NotAClone { name });
-        }
-        if row.phase == Phase::Creating {
-            return Err(AdminRefusal::NotReady { name });
         }
         self.head.last_job += 1;
         let job = JobId(self.head.last_job);
