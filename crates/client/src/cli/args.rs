@@ -61,6 +61,9 @@ pub enum Noun {
         #[arg(long, default_value_t = 100)]
         limit: u32,
     },
+    /// Work that takes its time.
+    #[command(subcommand)]
+    Job(JobVerb),
     /// Write to an export, remember what was acknowledged, and check it.
     Load(LoadArgs),
     /// A cluster in one folder, of real processes on loopback.
@@ -115,6 +118,27 @@ fn member(text: &str) -> Result<(u64, String), String> {
 
 fn endpoint(text: &str) -> Result<String, String> {
     if is_endpoint(text) { Ok(text.to_owned()) } else { Err(format!("\"{text}\" is not HOST:PORT")) }
+}
+
+#[derive(Subcommand, Debug)]
+#[command(infer_subcommands = true)]
+pub enum JobVerb {
+    /// Those that run, and those that ended lately.
+    #[command(visible_alias = "ls")]
+    List,
+    Show {
+        /// Like j3.
+        job: String,
+    },
+    /// Until it ends.
+    Wait {
+        job: String,
+        /// Seconds.
+        #[arg(long, default_value_t = 3600)]
+        timeout: u64,
+    },
+    /// Call it off. What it has done so far stays, and harms nothing.
+    Cancel { job: String },
 }
 
 #[derive(Subcommand, Debug)]
@@ -295,6 +319,13 @@ pub enum VolumeVerb {
         /// Do not make a snapshot of what is there now first: it is lost.
         #[arg(long)]
         no_safety_snapshot: bool,
+    },
+    /// Write into a clone all that it reads from its parent, until it needs the parent no more: a job.
+    Flatten {
+        name: String,
+        /// Return when it is done, or after so many seconds.
+        #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "3600")]
+        wait: Option<u64>,
     },
     /// Read all in-sync replicas again from their media and compare them.
     Verify {

@@ -7,6 +7,7 @@ mod context;
 mod dev;
 pub mod error;
 mod explain;
+mod job;
 mod load;
 mod node;
 pub mod output;
@@ -81,6 +82,7 @@ async fn ask(context: &Context, noun: Noun) -> Result<Output, CliError> {
         Noun::Drive(verb) => node::run_drive(context, verb).await,
         Noun::Volume(verb) => volume::run(context, verb).await,
         Noun::Snapshot(verb) => snapshot::run(context, verb).await,
+        Noun::Job(verb) => job::run(context, verb).await,
         Noun::Events { after, limit } => cluster::events(context, after, limit).await,
         Noun::Dev(verb) => dev::run(context, verb).await,
         Noun::Load(_) | Noun::Explain { .. } | Noun::Completion { .. } => {

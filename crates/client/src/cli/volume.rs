@@ -78,6 +78,7 @@ pub async fn run(context: &Context, verb: VolumeVerb) -> Result<Output, CliError
                 .await?;
             Ok(done("volume.delete/1", format!("volume {name} is deleted")))
         }
+        VolumeVerb::Flatten { name, wait } => super::job::flatten(context, name, wait).await,
         VolumeVerb::Verify { name, timeout, socket } => {
             verify(context, &name, Duration::from_secs(timeout), &socket).await
         }

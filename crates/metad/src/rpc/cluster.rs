@@ -10,7 +10,7 @@ use crate::random;
 use api::v1::cluster_service_server::ClusterService;
 use api::v1::{self, Done, ErrorDetail};
 use meta::{AdminAnswer, AdminRefusal, AdminRequest, Class};
-use proto::{ChunkIndex, ClusterId, DriveId, NodeId};
+use proto::{ChunkIndex, ClusterId, DriveId, JobId, NodeId};
 use tonic::{Code, Request, Response, Status};
 
 pub struct ClusterRpc {
@@ -88,6 +88,13 @@ impl ClusterRpc {
                 let snapshots = all.into_iter().map(snapshots::snapshot).collect();
                 Ok(Response::new(v1::Snapshots { snapshots }))
             }
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn job(&self, job: JobId) -> Answer<v1::Job> {
+        match self.ask(&[], AdminRequest::JobShow { job }).await? {
+            AdminAnswer::Jobs(mut all) if all.len() == 1 => Ok(Response::new(convert::job(all.remove(0)))),
             other => Err(unexpected(&other)),
         }
     }
@@ -356,6 +363,32 @@ impl ClusterService for ClusterRpc {
             AdminAnswer::Verifying { node } => Ok(Response::new(v1::VolumeVerifying { node: node.0 })),
             other => Err(unexpected(&other)),
         }
+    }
+
+    async fn flatten_volume(&self, request: Request<v1::FlattenVolumeRequest>) -> Answer<v1::Job> {
+        let r = request.into_inner();
+        match self.ask(&r.request, AdminRequest::VolumeFlatten { name: r.name }).await? {
+            AdminAnswer::JobStarted { job } => self.job(job).await,
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn list_jobs(&self, _: Request<v1::ListJobsRequest>) -> Answer<v1::Jobs> {
+        match self.ask(&[], AdminRequest::JobList).await? {
+            AdminAnswer::Jobs(all) => {
+                Ok(Response::new(v1::Jobs { jobs: all.into_iter().map(convert::job).collect() }))
+            }
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn show_job(&self, request: Request<v1::ShowJobRequest>) -> Answer<v1::Job> {
+        self.job(JobId(request.into_inner().id)).await
+    }
+
+    async fn cancel_job(&self, request: Request<v1::CancelJobRequest>) -> Answer<Done> {
+        let r = request.into_inner();
+        self.done(&r.request, AdminRequest::JobCancel { job: JobId(r.id) }).await
     }
 
     async fn create_snapshots(&self, request: Request<v1::CreateSnapshotsRequest>) -> Answer<v1::Snapshots> {

@@ -2,7 +2,8 @@
 
 use api::v1;
 use meta::view::{
-    ClusterView, DriveView, EventView, FaultView, Health, NodeView, SessionView, VolumeLine, VolumeView,
+    ClusterView, DriveView, EventView, FaultView, Health, JobView, NodeView, SessionView, VolumeLine,
+    VolumeView,
 };
 use proto::control::{SessionKind, SessionState};
 use proto::{ChunkIndex, Configuration, MemberState, RequestId};
@@ -62,6 +63,20 @@ pub fn status(
         provisioned: v.provisioned,
         resync_left: v.resync_left,
         resync_rate: v.resync_rate,
+    }
+}
+
+pub fn job(j: JobView) -> v1::Job {
+    v1::Job {
+        id: j.job.0,
+        kind: j.kind,
+        volume: j.volume,
+        state: j.state,
+        started_ms: j.started_ms,
+        ended_ms: j.ended_ms,
+        done: j.done,
+        total: j.total,
+        trouble: j.trouble,
     }
 }
 

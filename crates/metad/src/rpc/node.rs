@@ -35,6 +35,7 @@ fn sender(request: &MetaRequest) -> NodeId {
         | MetaRequest::Created { .. }
         | MetaRequest::Views { .. }
         | MetaRequest::Sealed { .. }
+        | MetaRequest::Cut { .. }
         | MetaRequest::Kept { .. }
         | MetaRequest::Snapshot { .. }
         | MetaRequest::Deleted { .. }
