@@ -547,7 +547,9 @@ impl AdminRefusal {
             AdminRefusal::HasSnapshots { name, .. } => {
                 format!("delete them, or: blockctl volume delete {name} --with-snapshots")
             }
-            AdminRefusal::HasClones { .. } => "delete the clones first".into(),
+            AdminRefusal::HasClones { .. } => {
+                "delete the clones first, or: blockctl volume flatten CLONE".into()
+            }
             AdminRefusal::TooManySnapshots { name, .. } => {
                 format!("delete some: blockctl snapshot list {name}")
             }
