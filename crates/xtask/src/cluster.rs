@@ -18,6 +18,17 @@ pub struct Cluster {
 impl Cluster {
     /// Starts `nodes` nodes in a new folder under the system's temporary one (short: sockets have 107 bytes).
     pub fn up(bins: &Path, nodes: u32, drive: &str, settings: &[&str]) -> Result<Cluster> {
+        Cluster::up_with(bins, nodes, drive, settings, &[])
+    }
+
+    /// With these variables in the daemons' environment.
+    pub fn up_with(
+        bins: &Path,
+        nodes: u32,
+        drive: &str,
+        settings: &[&str],
+        environment: &[(&str, &str)],
+    ) -> Result<Cluster> {
         let dir = std::env::temp_dir().join(format!(
             "blockd-{}-{:x}",
             std::process::id(),
@@ -35,7 +46,8 @@ impl Cluster {
         for s in settings {
             args.extend(["--set".into(), (*s).to_owned()]);
         }
-        c.ctl(&args.iter().map(String::as_str).collect::<Vec<_>>())?;
+        let mut up = c.command(&args.iter().map(String::as_str).collect::<Vec<_>>());
+        build::output(up.envs(environment.iter().copied()))?;
         Ok(c)
     }
 

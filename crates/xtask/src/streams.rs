@@ -1,12 +1,13 @@
 //! Streams end to end: a volume, three snapshots, one full stream and two increments into another volume.
 
+use crate::build::Profile;
 use crate::cluster::Cluster;
-use crate::{build, load};
+use crate::{build, load, tools};
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
-use std::time::Duration;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 use stream::{Item, Reader};
 
 /// Blocks of a stream that are not zero.
@@ -175,4 +176,120 @@ fn written_since(c: &Cluster, streams: &[PathBuf]) -> Result<()> {
     }
     refused(c, &["snapshot", "import", text(&streams[1])?, "w"], "E1944")?;
     load::check(c, &c.uri(3, "w"), text(&log)?)
+}
+
+/// Rounds of snap-6.
+const ROUNDS: u64 = 20;
+/// Places at which each of two streams is cut and flipped.
+const PLACES: u64 = 12;
+
+fn snapshots(c: &Cluster, volume: &str) -> Result<usize> {
+    let list = c.json(&["snapshot", "list", volume])?;
+    Ok(list["snapshots"].as_array().context("snapshot list has no snapshots")?.len())
+}
+
+fn equal(a: &str, b: &str) -> Result<()> {
+    build::output(Command::new("qemu-img").args(["compare", "-f", "raw", "-F", "raw", a, b])).map(drop)
+}
+
+/// Numbers without meaning, the same each time.
+fn chance(state: &mut u64, below: u64) -> u64 {
+    *state ^= *state << 13;
+    *state ^= *state >> 7;
+    *state ^= *state << 17;
+    *state % below
+}
+
+/// A guest's work of one round: writes of all sizes, zeroes and discards.
+fn work(uri: &str, round: u64, state: &mut u64) -> Result<()> {
+    let mut c = Command::new("qemu-io");
+    c.args(["-f", "raw", "-d", "unmap"]);
+    let size = 64 << 20;
+    for i in 0..30 {
+        let len = (1 + chance(state, [8, 128, 2048][usize::try_from(i % 3)?])) * 512;
+        let at = chance(state, (size - len) / 512) * 512;
+        let verb = match chance(state, 6) {
+            0 => format!("discard {at} {len}"),
+            1 => format!("write -z -u {at} {len}"),
+            _ => format!("write -P {} {at} {len}", 1 + (round * 30 + i) % 254),
+        };
+        c.args(["-c", &verb]);
+    }
+    let said = build::output(c.arg(uri))?;
+    if said.contains("failed") {
+        bail!("qemu-io: {said}");
+    }
+    Ok(())
+}
+
+/// A damaged stream is refused, and neither a volume nor a snapshot nor a byte comes of it.
+fn leaves_nothing(c: &Cluster, good: &Path, into: &str, state: &mut u64) -> Result<()> {
+    let whole = std::fs::read(good)?;
+    let bad = c.dir.join("bad");
+    let before = (volumes(c)?, if into == "new" { 0 } else { snapshots(c, into)? });
+    for _ in 0..PLACES {
+        let at = usize::try_from(chance(state, whole.len() as u64))?;
+        std::fs::write(&bad, &whole[..at])?;
+        refused(c, &["snapshot", "import", text(&bad)?, into], "E1941")?;
+        let mut flipped = whole.clone();
+        flipped[at] ^= 1 << chance(state, 8);
+        std::fs::write(&bad, &flipped)?;
+        refused(c, &["snapshot", "import", text(&bad)?, into], "E1941")?;
+    }
+    let after = (volumes(c)?, if into == "new" { 0 } else { snapshots(c, into)? });
+    if before != after {
+        bail!("refused streams left something: {before:?}, then {after:?}");
+    }
+    Ok(())
+}
+
+/// snap-6: a volume changes through 20 snapshots; a full stream and 19 increments make each of them again, in another
+/// cluster.
+pub fn twenty() -> Result<String> {
+    if let Some(get) = tools::install_clients() {
+        bail!("clients are missing: {get}");
+    }
+    let bins = build::daemons(Profile::Release)?;
+    let (here, there) = (Cluster::up(&bins, 3, "1GiB", &[])?, Cluster::up(&bins, 3, "1GiB", &[])?);
+    here.ctl(&["volume", "create", "web", "--size", "64MiB"])?;
+    here.wait("web", "healthy", 60)?;
+    let (mut state, mut bytes, start) = (11, 0, Instant::now());
+    for round in 0..ROUNDS {
+        work(&here.uri(1, "web"), round, &mut state)?;
+        let name = format!("web@s{round}");
+        here.ctl(&["snapshot", "create", &name])?;
+        let file = here.dir.join(format!("stream{round}"));
+        let mut args = vec!["snapshot", "export", &name, "--output", text(&file)?];
+        let from = format!("web@s{}", round.saturating_sub(1));
+        if round > 0 {
+            args.extend(["--from", &from]);
+        }
+        here.ctl(&args)?;
+        bytes += std::fs::metadata(&file)?.len();
+        if round == 0 {
+            leaves_nothing(&there, &file, "new", &mut state)?;
+        } else if round == ROUNDS / 2 {
+            leaves_nothing(&there, &file, "copy", &mut state)?;
+            equal(&here.uri(1, &from), &there.uri(1, "copy"))?;
+        }
+        there.ctl(&["snapshot", "import", text(&file)?, "copy"])?;
+    }
+    // The volume goes on changing: the snapshots do not.
+    work(&here.uri(1, "web"), ROUNDS, &mut state)?;
+    for round in 0..ROUNDS {
+        equal(&here.uri(2, &format!("web@s{round}")), &there.uri(3, &format!("copy@s{round}")))
+            .with_context(|| format!("snapshot {round}"))?;
+    }
+    let found = Command::new("qemu-img")
+        .args(["compare", "-f", "raw", "-F", "raw"])
+        .args([here.uri(2, "web@s3"), there.uri(3, "copy@s4")])
+        .output()?;
+    if found.status.success() {
+        bail!("two different snapshots compare equal: nothing was shown");
+    }
+    Ok(format!(
+        "{ROUNDS} snapshots equal in both clusters, {bytes} bytes of streams, {:.0} s; {} damaged streams refused",
+        start.elapsed().as_secs_f64(),
+        PLACES * 4
+    ))
 }

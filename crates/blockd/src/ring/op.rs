@@ -131,6 +131,11 @@ pub(super) enum Job {
         done: usize,
         len: usize,
     },
+    /// A hole instead of zeroes, in a file (`sparse_zeroes`).
+    Punch {
+        offset: u64,
+        len: u64,
+    },
     Flush,
     Recv {
         buf: Vec<u8>,
@@ -272,6 +277,10 @@ impl Job {
                     many => opcode::Writev::new(fd, many.as_ptr(), len32(many.len())).offset(at).build(),
                 }
             }
+            Job::Punch { offset, len } => opcode::Fallocate::new(fd, *len)
+                .offset(*offset)
+                .mode(libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE)
+                .build(),
             Job::Flush => opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build(),
             Job::Recv { buf } => opcode::Recv::new(fd, buf.as_mut_ptr(), len32(buf.len())).build(),
             Job::Send { out, vector, header, done } => {
@@ -314,6 +323,7 @@ impl Job {
                 Ok(false) => Step::Again,
                 Ok(true) => Step::Over(Outcome::Written(Ok(()))),
             },
+            Job::Punch { .. } => Step::Over(Outcome::Written(moved.map(drop))),
             Job::Flush => Step::Over(Outcome::Flushed(moved.map(drop))),
             Job::Recv { buf } => Step::Over(Outcome::Received(moved, std::mem::take(buf))),
             Job::Send { out, done, .. } => {

@@ -57,6 +57,28 @@ fn a_vectored_write_reads_back_from_the_media() {
     assert_eq!(r.in_flight(), 0);
 }
 
+/// The test setting: zeroes take nothing of the disk, and read as zeroes; bytes do as ever.
+#[test]
+fn zeroes_can_be_holes() {
+    use std::os::unix::fs::MetadataExt;
+    let dir = tempfile::tempdir().unwrap();
+    let mut r = ring();
+    r.sparse = true;
+    let fd = r.add(drive(dir.path(), 64));
+    let used = || std::fs::metadata(dir.path().join("drive")).unwrap().blocks() * 512;
+    for (i, piece) in [pattern(32, 1), PageBuf::zeroed(16).freeze()].into_iter().enumerate() {
+        r.write(fd, 8 * BLOCK as u64, vec![piece], 1);
+        assert!(matches!(next(&mut r).outcome, Outcome::Written(Ok(()))), "{i}");
+    }
+    r.flush(fd, 2);
+    next(&mut r);
+    assert_eq!(used(), 16 * BLOCK as u64);
+    r.read(fd, 8 * BLOCK as u64, 32, 3);
+    let Done { outcome: Outcome::Read(Ok(buf)), .. } = next(&mut r) else { panic!("the read failed") };
+    assert!(buf.bytes()[..16 * BLOCK].iter().all(|b| *b == 0));
+    assert_eq!(buf.bytes()[16 * BLOCK..], pattern(32, 1).bytes()[16 * BLOCK..]);
+}
+
 #[test]
 fn a_read_over_the_end_of_a_drive_fails_and_one_before_it_is_whole() {
     let dir = tempfile::tempdir().unwrap();
