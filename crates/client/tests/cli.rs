@@ -47,6 +47,9 @@ fn a_dry_run_ends_starts_and_writes_nothing() {
         (&["volume", "clone", "v@a", "c"], "would make volume c a clone of v@a\n"),
         (&["volume", "clone", "v", "c"], "would make volume c a clone of v\n"),
         (&["volume", "rollback", "v@a"], "would take volume v back to v@a\n"),
+        (&["volume", "delete", "v", "--now"], "would delete volume v and all its data, now\n"),
+        (&["volume", "restore", "v12", "--as", "w"], "would restore volume v12 as w\n"),
+        (&["volume", "purge", "v"], "would erase deleted volume v for good\n"),
         (
             &["volume", "delete", "v", "--with-snapshots"],
             "would delete volume v and all its snapshots and all its data\n",

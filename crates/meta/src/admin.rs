@@ -2,7 +2,8 @@
 
 use crate::model::Class;
 use crate::view::{
-    ClusterView, DriveView, EventView, JobView, NodeView, SnapshotView, VolumeLine, VolumeView, WaitFor,
+    ClusterView, DriveView, EventView, JobView, NodeView, SnapshotView, TrashView, VolumeLine, VolumeView,
+    WaitFor,
 };
 use proto::{BranchId, ClusterId, DriveId, Generation, JobId, NodeId, ProcessNumber, RequestId, VolumeId};
 use serde::{Deserialize, Serialize};
@@ -110,6 +111,22 @@ pub enum AdminRequest {
         name: String,
         force: Option<String>,
         with_snapshots: bool,
+        /// Not to the trash first.
+        now: bool,
+        /// To the trash, to rest until nobody reads from it.
+        despite_clones: bool,
+    },
+    /// What rests in the trash.
+    TrashList,
+    /// By its name, the one deleted last, or by its id.
+    VolumeRestore {
+        name: String,
+        /// None: the one that it had.
+        to: Option<String>,
+    },
+    /// Erase it before its time.
+    VolumePurge {
+        name: String,
     },
     /// Compare all replicas; needs a session (one is appointed if there is none).
     VolumeVerify {
@@ -235,4 +252,9 @@ pub enum AdminAnswer {
         job: JobId,
     },
     Jobs(Vec<JobView>),
+    /// `VolumeDelete`: it rests until then.
+    Trashed {
+        until_ms: u64,
+    },
+    Trash(Vec<TrashView>),
 }

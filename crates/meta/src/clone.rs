@@ -64,7 +64,7 @@ impl MetaState {
     /// What can be forked: also a hidden snapshot.
     fn sealed_point(&self, point: Point) -> Result<&Snapshot, AdminRefusal> {
         let full = || self.snapshot_name(point.0, point.1);
-        let row = self.snapshots.get(&point);
+        let row = self.snapshots.get(&point).filter(|s| self.volumes.contains_key(&s.volume));
         let row = row.ok_or_else(|| AdminRefusal::NotFound { noun: Noun::Snapshot, name: full() })?;
         if row.state == SnapshotState::Sealing {
             return Err(AdminRefusal::NotSealed { name: full() });

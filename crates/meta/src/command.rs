@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Newest version of the encoding of commands.
-pub const COMMAND_FORMAT: u8 = 5;
+pub const COMMAND_FORMAT: u8 = 6;
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Command {
@@ -350,6 +350,26 @@ pub enum Op {
         epoch: Epoch,
         job: JobId,
     },
+
+    // Format 6. The trash.
+    /// Deleted, for a while.
+    VolumeTrash {
+        volume: VolumeId,
+        /// Although a guest is attached; the reason is logged.
+        force: Option<String>,
+        with_snapshots: bool,
+        /// It rests until nobody reads from it.
+        despite_clones: bool,
+    },
+    VolumeRestore {
+        volume: VolumeId,
+        name: String,
+    },
+    /// `early`: before its time.
+    VolumePurge {
+        volume: VolumeId,
+        early: bool,
+    },
 }
 
 impl Op {
@@ -372,6 +392,7 @@ impl Op {
             | Op::ForkPointDrop { .. }
             | Op::CloneCreate { .. }
             | Op::Rollback { .. } => 4,
+            Op::VolumeTrash { .. } | Op::VolumeRestore { .. } | Op::VolumePurge { .. } => 6,
             _ => 1,
         }
     }

@@ -62,6 +62,8 @@ pub enum EventKind {
     RolledBack { name: String, to: String },
     Flattened { name: String },
     SnapshotProtected { name: String, until_ms: u64, forced: Option<String> },
+    VolumeTrashed { name: String, until_ms: u64, forced: Option<String> },
+    VolumeRestored { name: String, was: String },
 }
 
 impl EventKind {
@@ -103,6 +105,8 @@ impl EventKind {
             EventKind::VolumeCloned { .. } => "VolumeCloned",
             EventKind::RolledBack { .. } => "RolledBack",
             EventKind::Flattened { .. } => "Flattened",
+            EventKind::VolumeTrashed { .. } => "VolumeTrashed",
+            EventKind::VolumeRestored { .. } => "VolumeRestored",
         }
     }
 
@@ -203,6 +207,17 @@ impl fmt::Display for EventKind {
             EventKind::VolumeCloned { name, from } => write!(f, "volume {name} is a clone of {from}"),
             EventKind::Flattened { name } => write!(f, "volume {name} needs its parent no more"),
             EventKind::RolledBack { name, to } => write!(f, "volume {name} rolled back to {to}"),
+            EventKind::VolumeTrashed { name, until_ms, forced } => {
+                let reason =
+                    forced.as_ref().map_or_else(String::new, |r| format!(", although attached: {r}"));
+                write!(f, "volume {name} deleted; it rests until {}{reason}", show_date(*until_ms))
+            }
+            EventKind::VolumeRestored { name, was } if name == was => {
+                write!(f, "volume {name} restored from the trash")
+            }
+            EventKind::VolumeRestored { name, was } => {
+                write!(f, "volume {was} restored from the trash as {name}")
+            }
             EventKind::SnapshotProtected { name, until_ms: 0, forced: None } => {
                 write!(f, "snapshot {name} is not protected any more")
             }

@@ -58,7 +58,7 @@ impl MetaState {
 
     /// A volume points at it.
     pub(crate) fn is_named(&self, branch: BranchId) -> bool {
-        let volume = self.branches.get(&branch).and_then(|b| self.volumes.get(&b.volume));
+        let volume = self.branches.get(&branch).and_then(|b| self.any_volume(b.volume));
         volume.is_some_and(|v| v.branch == branch)
     }
 

@@ -46,6 +46,7 @@ mod snapshot;
 pub mod state;
 mod survey;
 mod touch;
+mod trash;
 pub mod view;
 mod volume;
 mod watch;

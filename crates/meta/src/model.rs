@@ -114,6 +114,15 @@ pub struct Volume {
     pub created_ms: u64,
 }
 
+/// A deleted volume that can be restored for a while.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Trashed {
+    pub volume: Volume,
+    pub trashed_ms: u64,
+    /// Erased from then on (Unix ms), once nobody reads from it.
+    pub until_ms: u64,
+}
+
 /// Life of a branch.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 pub enum Phase {

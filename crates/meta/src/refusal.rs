@@ -2,7 +2,7 @@
 
 use crate::name::NameFault;
 use proto::date::show_date;
-use proto::{ClusterId, DriveId, Epoch, NodeId};
+use proto::{ClusterId, DriveId, Epoch, NodeId, VolumeId};
 use serde::{Deserialize, Serialize};
 
 /// Objects that can be missing, or there already.
@@ -13,6 +13,8 @@ pub enum Noun {
     Drive,
     Snapshot,
     Job,
+    /// A deleted volume.
+    Trashed,
 }
 impl Noun {
     #[must_use]
@@ -23,6 +25,7 @@ impl Noun {
             Noun::Drive => "drive",
             Noun::Snapshot => "snapshot",
             Noun::Job => "job",
+            Noun::Trashed => "deleted volume",
         }
     }
 }
@@ -210,6 +213,11 @@ pub enum AdminRefusal {
         name: String,
         state: String,
     },
+    /// The name of a deleted volume is another one's by now.
+    RestoreTaken {
+        name: String,
+        volume: VolumeId,
+    },
     /// A blockd of another version than metad.
     OtherControl {
         said: u32,
@@ -275,6 +283,7 @@ impl AdminRefusal {
             AdminRefusal::CloneSmaller { .. } => 1501,
             AdminRefusal::NotAClone { .. } => 1502,
             AdminRefusal::JobOver { .. } => 1503,
+            AdminRefusal::RestoreTaken { .. } => 1504,
             AdminRefusal::BadSize { .. } => 1201,
             AdminRefusal::BadChunkSize { .. } => 1202,
             AdminRefusal::Attached { .. } | AdminRefusal::InUse { .. } => 1203,
@@ -304,6 +313,7 @@ impl AdminRefusal {
             AdminRefusal::NotFound { .. } => exit::NOT_FOUND,
             AdminRefusal::ClusterExists { .. }
             | AdminRefusal::Exists { .. }
+            | AdminRefusal::RestoreTaken { .. }
             | AdminRefusal::OtherNode { .. }
             | AdminRefusal::OtherProcess { .. }
             | AdminRefusal::SnapshotChanged { .. }
@@ -399,6 +409,9 @@ impl AdminRefusal {
             }
             AdminRefusal::NotAClone { name } => format!("volume \"{name}\" reads nothing from a parent"),
             AdminRefusal::JobOver { name, state } => format!("job {name} is {state}"),
+            AdminRefusal::RestoreTaken { name, .. } => {
+                format!("volume \"{name}\" exists: what was deleted cannot have that name again")
+            }
             AdminRefusal::OtherControl { said: 0, known } => {
                 format!("this blockd names no control protocol; metad speaks {known}")
             }
@@ -477,6 +490,7 @@ impl AdminRefusal {
             AdminRefusal::CloneSmaller { .. } => "a clone has all that its snapshot has".into(),
             AdminRefusal::NotAClone { .. } => "it is no clone, or was flattened".into(),
             AdminRefusal::JobOver { .. } => "what has ended cannot be called off".into(),
+            AdminRefusal::RestoreTaken { .. } => "the name of a deleted volume is free for others".into(),
             AdminRefusal::OtherControl { .. } => "blockd and metad must be of one version".into(),
             AdminRefusal::BadSize { .. } => "sizes are multiples of 4 KiB from 1 MiB to 16 TiB".into(),
             AdminRefusal::BadChunkSize { low, high } => format!("powers of two from {low} to {high} bytes"),
@@ -509,6 +523,7 @@ impl AdminRefusal {
                 format!("blockctl cluster config set {key}={}", low.replace(' ', ""))
             }
             AdminRefusal::BadName { .. } => "use another name, for instance vol-1".into(),
+            AdminRefusal::NotFound { noun: Noun::Trashed, .. } => "blockctl volume list --trash".into(),
             AdminRefusal::NotFound { noun, .. } => format!("blockctl {} list", noun.word()),
             AdminRefusal::Exists { noun, name } => format!("blockctl {} show {name}", noun.word()),
             AdminRefusal::OutcomeUnknown => "look, and repeat the order if nothing happened".into(),
@@ -547,6 +562,11 @@ impl AdminRefusal {
             AdminRefusal::HasSnapshots { name, .. } => {
                 format!("delete them, or: blockctl volume delete {name} --with-snapshots")
             }
+            AdminRefusal::HasClones { name, .. } if !name.contains('@') => {
+                format!(
+                    "delete the clones, or: blockctl volume flatten CLONE; or let it rest until they are gone: blockctl volume delete {name} --to-trash"
+                )
+            }
             AdminRefusal::HasClones { .. } => {
                 "delete the clones first, or: blockctl volume flatten CLONE".into()
             }
@@ -555,6 +575,9 @@ impl AdminRefusal {
             }
             AdminRefusal::BadGroup { .. } => "name each volume once: VOL@NAME VOL2@NAME".into(),
             AdminRefusal::BadLabel { .. } => "--label app=db".into(),
+            AdminRefusal::RestoreTaken { name, volume } => {
+                format!("blockctl volume restore {volume} --as {name}-restored")
+            }
             AdminRefusal::CloneSmaller { size, .. } => format!("leave --size out, or: --size {size}"),
             AdminRefusal::NotAClone { name } => format!("blockctl volume show {name}"),
             AdminRefusal::JobOver { .. } => "blockctl job list".into(),

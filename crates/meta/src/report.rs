@@ -45,6 +45,7 @@ impl Service {
             AdminRequest::VolumeShow { name } => {
                 AdminAnswer::Volume(Box::new(self.volume_view(state, find_volume(state, &name)?)))
             }
+            AdminRequest::TrashList => AdminAnswer::Trash(state.trash_views()),
             AdminRequest::SnapshotList { volume } => {
                 let volume = volume.map(|name| find_volume(state, &name)).transpose()?;
                 AdminAnswer::Snapshots(snapshot_views(state, volume))
@@ -253,7 +254,7 @@ impl Service {
 pub(crate) fn snapshot_view(state: &MetaState, key: (BranchId, Generation)) -> Option<SnapshotView> {
     let s = state.snapshots().get(&key)?;
     Some(SnapshotView {
-        volume: state.volumes().get(&s.volume).map(|v| v.name.clone()).unwrap_or_default(),
+        volume: state.any_volume(s.volume).map(|v| v.name.clone()).unwrap_or_default(),
         name: s.name.clone(),
         id: s.id,
         branch: key.0,

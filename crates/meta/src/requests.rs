@@ -214,8 +214,22 @@ impl Service {
                 check_copies(class.copies, class.min_in_sync)?;
                 command(Op::VolumeClass { volume: find_volume(state, &name)?, class })
             }
-            AdminRequest::VolumeDelete { name, force, with_snapshots } => {
-                command(Op::VolumeDelete { volume: find_volume(state, &name)?, force, with_snapshots })
+            AdminRequest::VolumeDelete { name, force, with_snapshots, now, despite_clones } => {
+                let volume = find_volume(state, &name)?;
+                let rests = !now && (despite_clones || state.settings().trash_ms > 0);
+                command(if rests {
+                    Op::VolumeTrash { volume, force, with_snapshots, despite_clones }
+                } else {
+                    Op::VolumeDelete { volume, force, with_snapshots }
+                })
+            }
+            AdminRequest::VolumeRestore { name, to } => {
+                let volume = state.find_trashed(&name)?;
+                let name = to.unwrap_or_else(|| state.trash()[&volume].volume.name.clone());
+                command(Op::VolumeRestore { volume, name })
+            }
+            AdminRequest::VolumePurge { name } => {
+                command(Op::VolumePurge { volume: state.find_trashed(&name)?, early: true })
             }
             AdminRequest::VolumeFlatten { name } => {
                 let volume = find_volume(state, &name)?;

@@ -25,9 +25,11 @@ pub enum Table {
     /// Keep-lists that drives have not confirmed yet.
     Owed = 15,
     Jobs = 17,
+    /// Deleted volumes that rest.
+    Trash = 18,
 }
 impl Table {
-    pub const ALL: [Table; 13] = [
+    pub const ALL: [Table; 14] = [
         Table::Head,
         Table::Settings,
         Table::Nodes,
@@ -41,6 +43,7 @@ impl Table {
         Table::Snapshots,
         Table::Owed,
         Table::Jobs,
+        Table::Trash,
     ];
     #[must_use]
     pub fn from_number(n: u8) -> Option<Table> {
@@ -89,6 +92,7 @@ pub(crate) enum Key {
     Snapshot(BranchId, Generation),
     Owed(DriveId, BranchId),
     Job(JobId),
+    Trash(VolumeId),
 }
 
 impl Key {
@@ -107,6 +111,7 @@ impl Key {
             Key::Snapshot(..) => Table::Snapshots,
             Key::Owed(..) => Table::Owed,
             Key::Job(_) => Table::Jobs,
+            Key::Trash(_) => Table::Trash,
         }
     }
 
@@ -115,7 +120,7 @@ impl Key {
             Key::Head | Key::Settings => vec![0],
             Key::Node(n) => n.0.to_be_bytes().to_vec(),
             Key::Drive(d) => d.0.to_be_bytes().to_vec(),
-            Key::Volume(v) => v.0.to_be_bytes().to_vec(),
+            Key::Volume(v) | Key::Trash(v) => v.0.to_be_bytes().to_vec(),
             Key::Branch(b) => b.0.to_be_bytes().to_vec(),
             Key::Chunks(b, page) => [&b.0.to_be_bytes()[..], &page.to_be_bytes()].concat(),
             Key::Garbage(d, b, page) => {
@@ -148,6 +153,7 @@ impl Key {
             Table::Snapshots => {
                 Key::Snapshot(BranchId(be64(key.get(..8)?)?), Generation(be32(key.get(8..)?)?))
             }
+            Table::Trash => Key::Trash(VolumeId(be64(key)?)),
             Table::Owed => Key::Owed(DriveId(be64(key.get(..8)?)?), BranchId(be64(key.get(8..)?)?)),
             Table::Jobs => Key::Job(JobId(be64(key)?)),
         })

@@ -18,6 +18,7 @@ use crate::refusal::AdminRefusal;
 use crate::resyncs::Resyncs;
 use crate::seals::Seals;
 use crate::state::MetaState;
+use crate::trash::Resting;
 use crate::watch::Watch;
 use proto::control::{MetaAnswer, MetaRequest, WatchUpdate};
 use proto::{LogIndex, NodeId, ProcessNumber, RequestId, Time};
@@ -119,6 +120,7 @@ pub struct Service {
     pub(crate) planner: Planner,
     pub(crate) seals: Seals,
     pub(crate) forking: Forking,
+    pub(crate) resting: Resting,
 }
 
 /// What an own command is about.
@@ -132,6 +134,8 @@ pub(crate) enum OwnKey {
     Point(Token),
     /// A fork point that nobody forked.
     Unforked(proto::BranchId, proto::Generation),
+    /// The end of a volume's rest.
+    Purge(proto::VolumeId),
 }
 
 impl Default for Service {
@@ -158,6 +162,7 @@ impl Service {
             planner: Planner::default(),
             seals: Seals::default(),
             forking: Forking::default(),
+            resting: Resting::default(),
         }
     }
 
@@ -179,6 +184,7 @@ impl Service {
                 self.liveness = Liveness::default();
                 self.resyncs = Resyncs::default();
                 self.planner = Planner::default();
+                self.resting = Resting::default();
                 self.watch.start_over(state);
             }
             ServiceEvent::LostLeader => {
@@ -205,7 +211,7 @@ impl Service {
         if !self.leader {
             return Time::FAR;
         }
-        let seals = self.seals.next_wake().min(self.forking.next_wake());
+        let seals = self.seals.next_wake().min(self.forking.next_wake()).min(self.resting.next_wake());
         self.liveness.next_wake().min(self.planner.next_wake()).min(self.watch.next_wake()).min(seals)
     }
 
@@ -222,6 +228,7 @@ impl Service {
         self.maintain_liveness(state);
         self.maintain_seals(state);
         self.maintain_forking(state);
+        self.maintain_trash(state);
         self.maintain_planner(state);
         self.maintain_watch(state);
     }

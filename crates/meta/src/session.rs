@@ -71,8 +71,8 @@ impl MetaState {
 
     fn apply_attach(&mut self, at: u64, o: &AttachOrder<'_>) -> MetaAnswer {
         let Some(branch) = self.resolve(o.volume) else { return refused(MetaRefusal::NoSuchVolume) };
-        // Its volume went back to a snapshot: what a guest held of it is nobody's head any more.
-        if o.kind == SessionKind::Guest && !self.is_named(branch) {
+        // Its volume went back to a snapshot: what a guest held of it is nobody's head any more. Or it is in the trash.
+        if o.kind == SessionKind::Guest && !self.is_live(branch) {
             return refused(MetaRefusal::NoSuchVolume);
         }
         let Some(node) = self.nodes.get(&o.node) else { return refused(MetaRefusal::UnknownNode) };

@@ -13,6 +13,8 @@ pub struct Settings {
     pub node_dead_ms: u64,
     /// A drive takes no new replicas when so many percent of it are used.
     pub full_percent: u64,
+    /// Deleted volumes rest for so many milliseconds; 0: they are erased at once.
+    pub trash_ms: u64,
 }
 impl Default for Settings {
     fn default() -> Settings {
@@ -20,6 +22,7 @@ impl Default for Settings {
             down_out_ms: DOWN_OUT_DEFAULT.as_millis(),
             node_dead_ms: NODE_DEAD.as_millis(),
             full_percent: 95,
+            trash_ms: MS_PER_DAY,
         }
     }
 }
@@ -30,6 +33,7 @@ pub enum Setting {
     DownOut(u64),
     NodeDead(u64),
     FullPercent(u64),
+    Trash(u64),
 }
 
 const MS_PER_DAY: u64 = 86_400_000;
@@ -38,6 +42,7 @@ const TABLE: &[(&str, u64, u64, bool)] = &[
     ("down_out", 5_000, 30 * MS_PER_DAY, true),
     ("node_dead", 1_500, 60_000, true),
     ("full_percent", 50, 99, false),
+    ("trash", 0, 90 * MS_PER_DAY, true),
 ];
 // A node that misses one heartbeat is not dead.
 const _: () = assert!(TABLE[1].1 >= 3 * HEARTBEAT.as_millis());
@@ -64,6 +69,7 @@ impl Setting {
         Ok(match name {
             "down_out" => Setting::DownOut(n),
             "node_dead" => Setting::NodeDead(n),
+            "trash" => Setting::Trash(n),
             _ => Setting::FullPercent(n),
         })
     }
@@ -74,12 +80,13 @@ impl Setting {
             Setting::DownOut(_) => "down_out",
             Setting::NodeDead(_) => "node_dead",
             Setting::FullPercent(_) => "full_percent",
+            Setting::Trash(_) => "trash",
         }
     }
     #[must_use]
     pub fn show(self) -> String {
         match self {
-            Setting::DownOut(n) | Setting::NodeDead(n) => show_ms(n),
+            Setting::DownOut(n) | Setting::NodeDead(n) | Setting::Trash(n) => show_ms(n),
             Setting::FullPercent(n) => n.to_string(),
         }
     }
@@ -91,6 +98,7 @@ impl Settings {
             Setting::DownOut(n) => self.down_out_ms = n,
             Setting::NodeDead(n) => self.node_dead_ms = n,
             Setting::FullPercent(n) => self.full_percent = n,
+            Setting::Trash(n) => self.trash_ms = n,
         }
     }
     #[must_use]
@@ -99,6 +107,7 @@ impl Settings {
             Setting::DownOut(self.down_out_ms),
             Setting::NodeDead(self.node_dead_ms),
             Setting::FullPercent(self.full_percent),
+            Setting::Trash(self.trash_ms),
         ]
     }
     #[must_use]
@@ -111,6 +120,9 @@ const UNITS: &[(&str, u64)] =
     &[("ms", 1), ("min", 60_000), ("s", 1_000), ("m", 60_000), ("h", 3_600_000), ("d", MS_PER_DAY)];
 
 fn parse_ms(text: &str) -> Option<u64> {
+    if text == "0" {
+        return Some(0);
+    }
     let (suffix, unit) = UNITS.iter().find(|u| text.ends_with(u.0))?;
     text.strip_suffix(suffix)?.trim().parse::<u64>().ok()?.checked_mul(*unit)
 }
@@ -119,6 +131,9 @@ fn parse_ms(text: &str) -> Option<u64> {
 #[must_use]
 pub fn show_ms(ms: u64) -> String {
     let units = [("d", MS_PER_DAY), ("h", 3_600_000), ("min", 60_000), ("s", 1_000)];
+    if ms == 0 {
+        return "0 s".to_owned();
+    }
     match units.iter().find(|u| ms >= u.1 && ms.is_multiple_of(u.1)) {
         Some((name, unit)) => format!("{} {name}", ms / unit),
         None => format!("{ms} ms"),
@@ -135,7 +150,9 @@ mod tests {
         assert_eq!(Setting::parse("down_out", "10min"), Ok(Setting::DownOut(600_000)));
         assert_eq!(Setting::parse("node_dead", "2500ms"), Ok(Setting::NodeDead(2500)));
         assert_eq!(Setting::parse("full_percent", "90%"), Ok(Setting::FullPercent(90)));
-        assert_eq!(show_ms(600_000), "10 min");
+        assert_eq!(Setting::parse("trash", "0"), Ok(Setting::Trash(0)));
+        assert_eq!(Setting::parse("trash", "3d"), Ok(Setting::Trash(3 * MS_PER_DAY)));
+        assert_eq!((show_ms(0), show_ms(600_000)), ("0 s".into(), "10 min".into()));
         assert_eq!(show_ms(2_500), "2500 ms");
     }
 

@@ -45,7 +45,8 @@ impl MetaState {
     /// The snapshot, if it still has that name. One that is being sealed is in nobody's hands.
     pub(crate) fn sealed_snapshot(&self, key: Key2, name: &str) -> Result<&Snapshot, AdminRefusal> {
         let gone = || AdminRefusal::NotFound { noun: Noun::Snapshot, name: name.to_owned() };
-        let row = self.snapshots.get(&key).filter(|s| !s.hidden).ok_or_else(gone)?;
+        let live = |s: &&Snapshot| !s.hidden && self.volumes.contains_key(&s.volume);
+        let row = self.snapshots.get(&key).filter(live).ok_or_else(gone)?;
         let full = self.snapshot_name(key.0, key.1);
         if row.name != name {
             return Err(AdminRefusal::SnapshotChanged { name: full });
@@ -137,6 +138,7 @@ impl MetaState {
         at: u64,
         volume: VolumeId,
         with_snapshots: bool,
+        despite_clones: bool,
     ) -> Result<(), AdminRefusal> {
         let name = || self.volumes[&volume].name.clone();
         let mut all = self.snapshots_of(volume);
@@ -145,7 +147,7 @@ impl MetaState {
             return Err(AdminRefusal::Protected { name: full, until_ms: s.protect_until_ms });
         }
         // Also those whose snapshot has no name.
-        for key in self.fork_points(volume) {
+        for key in self.fork_points(volume).filter(|_| !despite_clones) {
             let clones = self.clones_of(key);
             if !clones.is_empty() {
                 let full =
@@ -215,7 +217,7 @@ impl MetaState {
         let Some(s) = self.snapshots.get(&(branch, generation)) else {
             return format!("{branch}@{generation}");
         };
-        let volume = self.volumes.get(&s.volume).map_or_else(|| s.volume.to_string(), |v| v.name.clone());
+        let volume = self.any_volume(s.volume).map_or_else(|| s.volume.to_string(), |v| v.name.clone());
         format!("{volume}@{}", s.name)
     }
 

@@ -12,7 +12,7 @@ use crate::dedup::Kept;
 use crate::event::EventRecord;
 use crate::garbage::{GarbageKey, GarbagePage};
 use crate::index::{self, Index};
-use crate::model::{Branch, Drive, Head, Job, JobState, Node, Snapshot, SnapshotState, Volume};
+use crate::model::{Branch, Drive, Head, Job, JobState, Node, Snapshot, SnapshotState, Trashed, Volume};
 use crate::rows::{Key, KeyChange, LoadError, Row, Table};
 use crate::settings::Settings;
 use crate::touch::Touched;
@@ -32,6 +32,7 @@ pub struct MetaState {
     pub(crate) nodes: BTreeMap<NodeId, Node>,
     pub(crate) drives: BTreeMap<DriveId, Drive>,
     pub(crate) volumes: BTreeMap<VolumeId, Volume>,
+    pub(crate) trash: BTreeMap<VolumeId, Trashed>,
     pub(crate) branches: BTreeMap<BranchId, Branch>,
     pub(crate) chunks: BTreeMap<BranchId, Chunks>,
     pub(crate) garbage: BTreeMap<GarbageKey, GarbagePage>,
@@ -56,6 +57,7 @@ impl PartialEq for MetaState {
             && self.nodes == o.nodes
             && self.drives == o.drives
             && self.volumes == o.volumes
+            && self.trash == o.trash
             && self.branches == o.branches
             && self.chunks == o.chunks
             && self.garbage == o.garbage
@@ -125,6 +127,9 @@ impl MetaState {
             | Op::VolumeRename { .. }
             | Op::VolumeResize { .. }
             | Op::VolumeClass { .. } => Answer::Admin(self.perform_volume(at, &command.op)),
+            Op::VolumeTrash { .. } | Op::VolumeRestore { .. } | Op::VolumePurge { .. } => {
+                Answer::Admin(self.perform_trash(at, &command.op))
+            }
             Op::Attach { .. }
             | Op::Detach { .. }
             | Op::Release { .. }
@@ -185,6 +190,7 @@ impl MetaState {
             Key::Node(n) => self.nodes.get(&n).map(encode),
             Key::Drive(d) => self.drives.get(&d).map(encode),
             Key::Volume(v) => self.volumes.get(&v).map(encode),
+            Key::Trash(v) => self.trash.get(&v).map(encode),
             Key::Branch(b) => self.branches.get(&b).map(encode),
             Key::Chunks(b, page) => self.chunks.get(&b)?.row(page),
             Key::Garbage(d, b, page) => self.garbage.get(&(d, b, page)).map(encode),
@@ -204,6 +210,7 @@ impl MetaState {
             .chain(self.nodes.keys().map(|k| Key::Node(*k)))
             .chain(self.drives.keys().map(|k| Key::Drive(*k)))
             .chain(self.volumes.keys().map(|k| Key::Volume(*k)))
+            .chain(self.trash.keys().map(|k| Key::Trash(*k)))
             .chain(self.branches.keys().map(|k| Key::Branch(*k)))
             .chain(chunks)
             .chain(self.garbage.keys().map(|(d, b, p)| Key::Garbage(*d, *b, *p)))
@@ -255,6 +262,7 @@ impl MetaState {
             Key::Node(n) => drop(self.nodes.insert(n, decode(value)?)),
             Key::Drive(d) => drop(self.drives.insert(d, decode(value)?)),
             Key::Volume(v) => drop(self.volumes.insert(v, decode(value)?)),
+            Key::Trash(v) => drop(self.trash.insert(v, decode(value)?)),
             Key::Branch(b) => drop(self.branches.insert(b, decode(value)?)),
             Key::Chunks(..) => return None,
             Key::Garbage(d, b, page) => drop(self.garbage.insert((d, b, page), decode(value)?)),
@@ -276,7 +284,7 @@ impl MetaState {
         };
         for (id, b) in &self.branches {
             let chunks = self.chunks.get(id).ok_or(LoadError::Torn("a branch without chunks"))?;
-            if chunks.count() != b.geometry.chunks() || !self.volumes.contains_key(&b.volume) {
+            if chunks.count() != b.geometry.chunks() || self.any_volume(b.volume).is_none() {
                 return Err(LoadError::Torn("a branch with another number of chunks, or without a volume"));
             }
             for page in 0..chunks.pages() {
@@ -315,8 +323,11 @@ impl MetaState {
         }
         let own =
             |(v, row): (&VolumeId, &Volume)| self.branches.get(&row.branch).is_some_and(|b| b.volume == *v);
-        if !self.volumes.iter().all(own) {
+        if !self.volumes.iter().chain(self.trash.iter().map(|(id, t)| (id, &t.volume))).all(own) {
             return Err(LoadError::Torn("a volume without a branch"));
+        }
+        if self.trash.keys().any(|id| self.volumes.contains_key(id)) {
+            return Err(LoadError::Torn("a volume that is in the trash and is not"));
         }
         self.index = i;
         Ok(())

@@ -194,6 +194,19 @@ pub struct JobView {
     pub trouble: String,
 }
 
+/// A deleted volume that can be restored.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct TrashView {
+    pub volume: VolumeId,
+    pub name: String,
+    pub size: u64,
+    pub snapshots: u32,
+    pub trashed_ms: u64,
+    pub until_ms: u64,
+    /// Volumes that read from it: it rests until they are gone.
+    pub clones: Vec<String>,
+}
+
 /// One line of `volume list`.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct VolumeLine {

@@ -173,32 +173,35 @@ impl MetaState {
         force: Option<&String>,
         with_snapshots: bool,
     ) -> Decision {
+        let branch = self.check_delete(at, id, force, with_snapshots, false)?;
+        let name = self.volumes.remove(&id).expect("checked above").name;
+        self.index.names.remove(&name);
+        self.mark(Key::Volume(id));
+        self.end_job(at, branch, JobState::Void);
+        self.erase_volume(id, branch);
+        self.log(at, EventKind::VolumeDeleted { name, forced: force.cloned() });
+        Ok(AdminAnswer::Done)
+    }
+
+    /// Why it cannot be deleted now; else its branch.
+    pub(crate) fn check_delete(
+        &self,
+        at: u64,
+        id: VolumeId,
+        force: Option<&String>,
+        with_snapshots: bool,
+        despite_clones: bool,
+    ) -> Result<BranchId, AdminRefusal> {
         let volume = self.volumes.get(&id).ok_or_else(|| no_volume(id))?;
-        let (name, branch) = (volume.name.clone(), volume.branch);
-        let row = &self.branches[&branch];
-        let epoch = row.epoch;
+        let row = &self.branches[&volume.branch];
         if let Some(s) = row.guest()
             && force.is_none()
         {
-            let node_name = self.node_name(s.node);
-            return Err(AdminRefusal::Attached { name, node: s.node, node_name, epoch });
+            let (name, node_name) = (volume.name.clone(), self.node_name(s.node));
+            return Err(AdminRefusal::Attached { name, node: s.node, node_name, epoch: row.epoch });
         }
-        self.snapshots_in_the_way(at, id, with_snapshots)?;
-        self.end_job(at, branch, JobState::Void);
-        // The newest first: forks are younger than what they fork.
-        let branches: Vec<BranchId> = self.branches_of(id).rev().collect();
-        for b in &branches {
-            self.forget_snapshots(*b);
-        }
-        self.remove_branch(branch);
-        for b in branches {
-            self.reap(b);
-        }
-        self.volumes.remove(&id);
-        self.index.names.remove(&name);
-        self.mark(Key::Volume(id));
-        self.log(at, EventKind::VolumeDeleted { name, forced: force.cloned() });
-        Ok(AdminAnswer::Done)
+        self.snapshots_in_the_way(at, id, with_snapshots, despite_clones)?;
+        Ok(volume.branch)
     }
 
     fn apply_volume_rename(&mut self, at: u64, id: VolumeId, from: &str, to: &str) -> Decision {
@@ -397,10 +400,13 @@ impl MetaState {
     }
 
     pub(crate) fn branch_name(&self, branch: BranchId) -> String {
-        match self.branches.get(&branch).and_then(|b| self.volumes.get(&b.volume)) {
-            Some(v) if v.branch == branch => v.name.clone(),
-            Some(v) => format!("{} ({branch}, before a rollback)", v.name),
-            None => branch.to_string(),
+        let Some(v) = self.branches.get(&branch).and_then(|b| self.any_volume(b.volume)) else {
+            return branch.to_string();
+        };
+        match (v.branch == branch, self.is_live(branch)) {
+            (true, true) => v.name.clone(),
+            (true, false) => format!("{} (in the trash)", v.name),
+            (false, _) => format!("{} ({branch}, before a rollback)", v.name),
         }
     }
 

@@ -516,7 +516,7 @@ fn random_op(w: &World, kind: u8, n: [u32; 3]) -> Option<Op> {
         11..=14 => {
             // Mostly to one of its own.
             let ((branch, generation), row) = point?;
-            let own = (row.volume, s.volumes()[&row.volume].branch);
+            let own = (row.volume, s.volumes().get(&row.volume)?.branch);
             let (volume, seen) = if n[2].is_multiple_of(8) { volume? } else { own };
             rollback(volume, seen, branch, generation.0)
         }
@@ -524,7 +524,18 @@ fn random_op(w: &World, kind: u8, n: [u32; 3]) -> Option<Op> {
             let ((branch, generation), row) = point?;
             Op::SnapshotDelete { branch, generation, name: row.name }
         }
-        _ => Op::VolumeDelete { volume: volume?.0, force: Some("test".into()), with_snapshots: true },
+        18 => Op::VolumeDelete { volume: volume?.0, force: Some("test".into()), with_snapshots: true },
+        19 | 20 => {
+            let (volume, force) = (volume?.0, Some("test".into()));
+            Op::VolumeTrash { volume, force, with_snapshots: true, despite_clones: n[2] % 3 > 0 }
+        }
+        21 => {
+            let volume = pick(s.trash().keys().copied().collect(), n[0])?;
+            Op::VolumeRestore { volume, name: format!("v{}", n[2] % 6) }
+        }
+        _ => {
+            Op::VolumePurge { volume: pick(s.trash().keys().copied().collect(), n[0])?, early: n[2] % 3 > 0 }
+        }
     })
 }
 
@@ -534,7 +545,7 @@ proptest! {
     /// Rows are compared, and the invariants of one state checked, after each command (`World::apply`).
     #[test]
     fn nobody_goes_that_is_needed_and_nothing_is_left(
-        steps in prop::collection::vec((0..20u8, prop::array::uniform3(0..1000u32), any::<bool>()), 1..60),
+        steps in prop::collection::vec((0..23u8, prop::array::uniform3(0..1000u32), any::<bool>()), 1..60),
     ) {
         let mut w = World::with_nodes(3);
         for (kind, n, clean) in steps {
@@ -571,9 +582,12 @@ proptest! {
             for volume in volumes {
                 w.apply(None, delete(volume));
             }
+            for volume in w.state.trash().keys().copied().collect::<Vec<_>>() {
+                w.apply(None, Op::VolumePurge { volume, early: true });
+            }
             prop_assert!(w.state.branches().len() + w.state.snapshots().len() < before, "somebody waits for ever");
         }
-        prop_assert!(w.state.volumes().is_empty() && w.state.snapshots().is_empty());
+        prop_assert!(w.state.volumes().is_empty() && w.state.trash().is_empty() && w.state.snapshots().is_empty());
         prop_assert_eq!(w.state.owed().count(), 0);
     }
 }

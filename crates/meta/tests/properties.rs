@@ -30,7 +30,7 @@ enum Step {
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        6 => (0..49u8, prop::array::uniform5(0..1000u32), prop_oneof![4 => Just(0u8), 1 => 1..3u8], any::<bool>())
+        6 => (0..50u8, prop::array::uniform5(0..1000u32), prop_oneof![4 => Just(0u8), 1 => 1..3u8], any::<bool>())
             .prop_map(|(kind, n, late, request)| Step::New { kind, n, late, request }),
         1 => (1..40u8).prop_map(|back| Step::Again { back }),
     ]
@@ -109,6 +109,7 @@ impl Maker<'_> {
             32..=39 => self.snapshot(kind)?,
             40..=45 => self.fork(kind)?,
             46..=48 => self.job()?,
+            49 => self.rest()?,
             _ => self.hardware(kind),
         })
     }
@@ -142,6 +143,22 @@ impl Maker<'_> {
                 volume: self.volume(),
                 class: Class::of_copies(u8::try_from(self.n[2] % 3 + 2).expect("small")),
             },
+        })
+    }
+
+    /// To the trash, out of it, and gone.
+    fn rest(&self) -> Option<Op> {
+        let trashed: Vec<VolumeId> = self.state.trash().keys().copied().collect();
+        let trashed = trashed.get(self.n[0] as usize % trashed.len().max(1)).copied();
+        Some(match self.n[2] % 3 {
+            0 => Op::VolumeTrash {
+                volume: self.volume(),
+                force: (self.n[3] % 2 == 0).then(|| "test".into()),
+                with_snapshots: self.n[3] % 3 > 0,
+                despite_clones: self.n[3] % 5 > 1,
+            },
+            1 => Op::VolumeRestore { volume: trashed?, name: format!("v{}", self.n[3] % 3) },
+            _ => Op::VolumePurge { volume: trashed?, early: self.n[3] % 4 > 0 },
         })
     }
 
@@ -420,7 +437,7 @@ fn check_step(op: &Op, before: &MetaState, after: &MetaState) {
     for (key, s) in before.snapshots().iter().filter(|(k, _)| !after.snapshots().contains_key(*k)) {
         let ordered = match op {
             Op::SnapshotDelete { branch, generation, .. } => *key == (*branch, *generation),
-            Op::VolumeDelete { volume, .. } => s.volume == *volume,
+            Op::VolumeDelete { volume, .. } | Op::VolumePurge { volume, .. } => s.volume == *volume,
             Op::SealCancel { .. } => s.state == SnapshotState::Sealing,
             Op::ForkPointDrop { branch, generation } | Op::CloneCreate { branch, generation, .. } => {
                 s.hidden && *key == (*branch, *generation)
@@ -504,6 +521,8 @@ fn the_histories_reach_what_they_are_about() {
     let wanted = [
         "VolumeReady",
         "VolumeDeleted",
+        "VolumeTrashed",
+        "VolumeRestored",
         "VolumeResized",
         "VolumeClass",
         "Attached",

@@ -578,7 +578,13 @@ fn deleting_a_volume_erases_its_replicas() {
     let mut f = Fleet::new(4);
     f.ready("v", 300);
     assert_eq!(
-        f.admin(AdminRequest::VolumeDelete { name: "v".into(), force: None, with_snapshots: false }),
+        f.admin(AdminRequest::VolumeDelete {
+            name: "v".into(),
+            force: None,
+            with_snapshots: false,
+            now: true,
+            despite_clones: false
+        }),
         Ok(AdminAnswer::Done)
     );
     f.until("erased", 10, |f| (1..=4).all(|n| f.state.garbage(drive(n), 1).is_empty()));

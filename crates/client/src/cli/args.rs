@@ -253,7 +253,11 @@ pub enum VolumeVerb {
         no_wait: bool,
     },
     #[command(visible_alias = "ls")]
-    List,
+    List {
+        /// Deleted ones, which can be restored.
+        #[arg(long)]
+        trash: bool,
+    },
     Show {
         name: String,
         /// So many chunks in JSON and YAML.
@@ -275,6 +279,7 @@ pub enum VolumeVerb {
         #[arg(long)]
         size: Size,
     },
+    /// To the trash, for as long as the setting `trash` says.
     #[command(visible_alias = "rm")]
     Delete {
         name: String,
@@ -284,6 +289,25 @@ pub enum VolumeVerb {
         /// And all of its snapshots; those that are protected keep it.
         #[arg(long)]
         with_snapshots: bool,
+        /// Not to the trash: erase it at once.
+        #[arg(long, conflicts_with = "to_trash")]
+        now: bool,
+        /// Although clones read from it: it rests in the trash until they are gone.
+        #[arg(long)]
+        to_trash: bool,
+    },
+    /// Take a deleted volume out of the trash.
+    Restore {
+        /// Its name (of several, the one deleted last), or its id as listed.
+        name: String,
+        /// Under another name.
+        #[arg(long = "as", value_name = "NAME")]
+        to: Option<String>,
+    },
+    /// Erase a deleted volume before its time.
+    Purge {
+        /// Its name (of several, the one deleted last), or its id as listed.
+        name: String,
     },
     /// A new volume that reads what it has not written from a snapshot, or from a volume as it is now.
     Clone {
@@ -612,7 +636,11 @@ mod tests {
             "blockctl --dir /x volume list",
             "blockctl volume --format json list",
             "blockctl v c a --size 10G",
-            "blockctl volume rm a --yes",
+            "blockctl volume rm a --yes --now",
+            "blockctl volume rm a --to-trash --with-snapshots",
+            "blockctl volume ls --trash",
+            "blockctl volume restore v12 --as b",
+            "blockctl volume purge a --yes",
             "blockctl cluster config set down_out=20s",
             "blockctl dev kill metad-leader --signal stop",
             "blockctl load nbd+unix:///v?socket=/s --log /l --reconnect --secs 3",
@@ -637,6 +665,7 @@ mod tests {
             "blockctl load nbd+unix:///v?socket=/s",
             "blockctl --dir /x --endpoint a:1 volume ls",
             "blockctl c",
+            "blockctl volume rm a --now --to-trash",
             "blockctl snapshot create",
             "blockctl snapshot create a",
             "blockctl snapshot show @a",

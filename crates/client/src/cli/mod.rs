@@ -14,6 +14,7 @@ pub mod output;
 pub mod size;
 mod snapshot;
 mod stream;
+mod trash;
 mod volume;
 
 use args::{Cli, Noun, SnapshotVerb};

@@ -7,6 +7,7 @@ use super::error::{CliError, exit};
 use super::node::{admin, refused};
 use super::output::{Output, Table, ago, bytes, seconds};
 use super::size::Size;
+use super::trash;
 use crate::control::Control;
 use api::v1;
 use api::v1::blockd_admin_client::BlockdAdminClient;
@@ -30,7 +31,8 @@ pub const CREATE: Duration = Duration::from_secs(60);
 pub async fn run(context: &Context, verb: VolumeVerb) -> Result<Output, CliError> {
     match verb {
         VolumeVerb::Create { .. } => create(context, verb).await,
-        VolumeVerb::List => list(context).await,
+        VolumeVerb::List { trash: true } => trash::list(context).await,
+        VolumeVerb::List { trash: false } => list(context).await,
         VolumeVerb::Clone { .. } => clone::clone(context, verb).await,
         VolumeVerb::Rollback { name, no_safety_snapshot } => {
             clone::rollback(context, &name, no_safety_snapshot).await
@@ -60,25 +62,10 @@ pub async fn run(context: &Context, verb: VolumeVerb) -> Result<Output, CliError
                 .await?;
             Ok(done("volume.resize/1", format!("volume {name} has {}", bytes(size.bytes))))
         }
-        VolumeVerb::Delete { name, force, with_snapshots } => {
-            let and = if with_snapshots { " and all its snapshots" } else { "" };
-            let what = format!("delete volume {name}{and} and all its data");
-            if let Some(o) = context.confirm(&what, &name)? {
-                return Ok(o);
-            }
-            let force = force.unwrap_or_default();
-            let r =
-                v1::DeleteVolumeRequest { name: name.clone(), force, request: request_id()?, with_snapshots };
-            context
-                .control()?
-                .call(|mut c| {
-                    let r = r.clone();
-                    async move { c.delete_volume(r).await }
-                })
-                .await?;
-            Ok(done("volume.delete/1", format!("volume {name} is deleted")))
-        }
         VolumeVerb::Flatten { name, wait } => super::job::flatten(context, name, wait).await,
+        VolumeVerb::Delete { .. } => trash::delete(context, verb).await,
+        VolumeVerb::Restore { name, to } => trash::restore(context, name, to).await,
+        VolumeVerb::Purge { name } => trash::purge(context, name).await,
         VolumeVerb::Verify { name, timeout, socket } => {
             verify(context, &name, Duration::from_secs(timeout), &socket).await
         }

@@ -151,7 +151,11 @@ impl<'a> Making<'a> {
         let control = Control::new(addresses.clone(), READY)?;
         let made = init(&control, &addresses).await?;
         let cluster: String = made.cluster.iter().map(|b| format!("{b:02x}")).collect();
-        set(&control, settings).await?;
+        // What is deleted to make room is to make room.
+        let trash =
+            settings.iter().all(|(key, _)| key != "trash").then(|| ("trash".to_owned(), "0".to_owned()));
+        let settings: Vec<(String, String)> = trash.into_iter().chain(settings.iter().cloned()).collect();
+        set(&control, &settings).await?;
         std::fs::write(folder.addresses_file(), addresses.join("\n") + "\n")
             .map_err(io(folder.addresses_file()))?;
         for n in 1..=self.plan.nodes {

@@ -345,14 +345,45 @@ impl ClusterService for ClusterRpc {
         self.done(&r.request, AdminRequest::VolumeResize { name: r.name, size: r.size }).await
     }
 
-    async fn delete_volume(&self, request: Request<v1::DeleteVolumeRequest>) -> Answer<Done> {
+    async fn delete_volume(&self, request: Request<v1::DeleteVolumeRequest>) -> Answer<v1::VolumeDeleted> {
         let r = request.into_inner();
-        let force = (!r.force.is_empty()).then_some(r.force);
-        self.done(
-            &r.request,
-            AdminRequest::VolumeDelete { name: r.name, force, with_snapshots: r.with_snapshots },
-        )
-        .await
+        let order = AdminRequest::VolumeDelete {
+            name: r.name,
+            force: (!r.force.is_empty()).then_some(r.force),
+            with_snapshots: r.with_snapshots,
+            now: r.now,
+            despite_clones: r.despite_clones,
+        };
+        let rests_until_ms = match self.ask(&r.request, order).await? {
+            AdminAnswer::Done => None,
+            AdminAnswer::Trashed { until_ms } => Some(until_ms),
+            other => return Err(unexpected(&other)),
+        };
+        Ok(Response::new(v1::VolumeDeleted { rests_until_ms }))
+    }
+
+    async fn list_trash(&self, _: Request<v1::ListTrashRequest>) -> Answer<v1::Trash> {
+        match self.ask(&[], AdminRequest::TrashList).await? {
+            AdminAnswer::Trash(all) => {
+                let volumes = all.into_iter().map(convert::trashed).collect();
+                Ok(Response::new(v1::Trash { volumes }))
+            }
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn restore_volume(&self, request: Request<v1::RestoreVolumeRequest>) -> Answer<v1::VolumeCreated> {
+        let r = request.into_inner();
+        let order = AdminRequest::VolumeRestore { name: r.name, to: (!r.to.is_empty()).then_some(r.to) };
+        match self.ask(&r.request, order).await? {
+            AdminAnswer::VolumeCreated { volume } => Ok(Response::new(v1::VolumeCreated { id: volume.0 })),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn purge_volume(&self, request: Request<v1::PurgeVolumeRequest>) -> Answer<Done> {
+        let r = request.into_inner();
+        self.done(&r.request, AdminRequest::VolumePurge { name: r.name }).await
     }
 
     async fn verify_volume(&self, request: Request<v1::VerifyVolumeRequest>) -> Answer<v1::VolumeVerifying> {

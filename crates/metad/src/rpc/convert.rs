@@ -2,8 +2,8 @@
 
 use api::v1;
 use meta::view::{
-    ClusterView, DriveView, EventView, FaultView, Health, JobView, NodeView, SessionView, VolumeLine,
-    VolumeView,
+    ClusterView, DriveView, EventView, FaultView, Health, JobView, NodeView, SessionView, TrashView,
+    VolumeLine, VolumeView,
 };
 use proto::control::{SessionKind, SessionState};
 use proto::{ChunkIndex, Configuration, MemberState, RequestId};
@@ -200,6 +200,18 @@ pub fn volume(v: VolumeView) -> v1::Volume {
             .collect(),
         snapshots: v.snapshots,
         parent: v.parent.unwrap_or_default(),
+    }
+}
+
+pub fn trashed(v: TrashView) -> v1::TrashedVolume {
+    v1::TrashedVolume {
+        id: v.volume.0,
+        name: v.name,
+        size: v.size,
+        snapshots: v.snapshots,
+        trashed_ms: v.trashed_ms,
+        until_ms: v.until_ms,
+        clones: v.clones,
     }
 }
 

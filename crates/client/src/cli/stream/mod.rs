@@ -120,8 +120,14 @@ impl Cluster {
     /// With all that it has, and whoever uses it.
     fn delete_volume(&self, name: &str, why: &str) -> Result<(), CliError> {
         let request = request_id()?;
-        let r =
-            v1::DeleteVolumeRequest { name: name.into(), force: why.into(), request, with_snapshots: true };
+        let r = v1::DeleteVolumeRequest {
+            name: name.into(),
+            force: why.into(),
+            request,
+            with_snapshots: true,
+            now: true,
+            despite_clones: false,
+        };
         let asked = self.control.call(|mut c| {
             let r = r.clone();
             async move { c.delete_volume(r).await }
