@@ -239,22 +239,10 @@ impl Service {
             AdminRequest::VolumeVerify { name, request } => {
                 self.verify(state, &name, request).map(Decided::Answer)
             }
-            AdminRequest::SnapshotDelete { name } => {
-                let ((branch, generation), name) = find_snapshot(state, &name)?;
-                command(Op::SnapshotDelete { branch, generation, name })
-            }
-            AdminRequest::SnapshotRename { name, to } => {
-                let ((branch, generation), from) = find_snapshot(state, &name)?;
-                command(Op::SnapshotRename { branch, generation, from, to })
-            }
-            AdminRequest::SnapshotProtect { name, until_ms, force } => {
-                let ((branch, generation), name) = find_snapshot(state, &name)?;
-                command(Op::SnapshotProtect { branch, generation, name, until_ms, force })
-            }
-            AdminRequest::SnapshotLabel { name, set, remove } => {
-                let ((branch, generation), name) = find_snapshot(state, &name)?;
-                command(Op::SnapshotLabel { branch, generation, name, set, remove })
-            }
+            AdminRequest::SnapshotDelete { .. }
+            | AdminRequest::SnapshotRename { .. }
+            | AdminRequest::SnapshotProtect { .. }
+            | AdminRequest::SnapshotLabel { .. } => command(snapshot_command(state, request)?),
             read => self.read(state, read).map(Decided::Answer),
         }
     }
@@ -327,6 +315,29 @@ impl Service {
                 Err(AdminRefusal::NotReady { name: name.to_owned() })
             }
         }
+    }
+}
+
+/// Orders about one snapshot that is there.
+fn snapshot_command(state: &MetaState, request: AdminRequest) -> Result<Op, AdminRefusal> {
+    match request {
+        AdminRequest::SnapshotDelete { name } => {
+            let ((branch, generation), name) = find_snapshot(state, &name)?;
+            Ok(Op::SnapshotDelete { branch, generation, name })
+        }
+        AdminRequest::SnapshotRename { name, to } => {
+            let ((branch, generation), from) = find_snapshot(state, &name)?;
+            Ok(Op::SnapshotRename { branch, generation, from, to })
+        }
+        AdminRequest::SnapshotProtect { name, until_ms, force } => {
+            let ((branch, generation), name) = find_snapshot(state, &name)?;
+            Ok(Op::SnapshotProtect { branch, generation, name, until_ms, force })
+        }
+        AdminRequest::SnapshotLabel { name, set, remove } => {
+            let ((branch, generation), name) = find_snapshot(state, &name)?;
+            Ok(Op::SnapshotLabel { branch, generation, name, set, remove })
+        }
+        _ => unreachable!("only these are ordered here"),
     }
 }
 

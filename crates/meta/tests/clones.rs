@@ -527,15 +527,16 @@ fn random_op(w: &World, kind: u8, n: [u32; 3]) -> Option<Op> {
         18 => Op::VolumeDelete { volume: volume?.0, force: Some("test".into()), with_snapshots: true },
         19 | 20 => {
             let (volume, force) = (volume?.0, Some("test".into()));
-            Op::VolumeTrash { volume, force, with_snapshots: true, despite_clones: n[2] % 3 > 0 }
+            Op::VolumeTrash { volume, force, with_snapshots: true, despite_clones: !n[2].is_multiple_of(3) }
         }
         21 => {
             let volume = pick(s.trash().keys().copied().collect(), n[0])?;
             Op::VolumeRestore { volume, name: format!("v{}", n[2] % 6) }
         }
-        _ => {
-            Op::VolumePurge { volume: pick(s.trash().keys().copied().collect(), n[0])?, early: n[2] % 3 > 0 }
-        }
+        _ => Op::VolumePurge {
+            volume: pick(s.trash().keys().copied().collect(), n[0])?,
+            early: !n[2].is_multiple_of(3),
+        },
     })
 }
 

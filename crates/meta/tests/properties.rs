@@ -153,12 +153,12 @@ impl Maker<'_> {
         Some(match self.n[2] % 3 {
             0 => Op::VolumeTrash {
                 volume: self.volume(),
-                force: (self.n[3] % 2 == 0).then(|| "test".into()),
-                with_snapshots: self.n[3] % 3 > 0,
+                force: self.n[3].is_multiple_of(2).then(|| "test".into()),
+                with_snapshots: !self.n[3].is_multiple_of(3),
                 despite_clones: self.n[3] % 5 > 1,
             },
             1 => Op::VolumeRestore { volume: trashed?, name: format!("v{}", self.n[3] % 3) },
-            _ => Op::VolumePurge { volume: trashed?, early: self.n[3] % 4 > 0 },
+            _ => Op::VolumePurge { volume: trashed?, early: !self.n[3].is_multiple_of(4) },
         })
     }
 
