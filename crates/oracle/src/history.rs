@@ -66,6 +66,8 @@ pub enum Outcome {
     Done,
     /// One value per register of the span.
     Read(Vec<Value>),
+    /// What block status says: that these registers hold these values. Of the others of the span it says nothing.
+    Partly(Vec<(u64, Value)>),
     /// A block whose pieces are of different writes, or bytes that no write wrote: the register's index.
     Torn(u64),
     /// An I/O error: only where more is broken than section 2 promises to survive. A write that fails is unknown.

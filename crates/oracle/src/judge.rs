@@ -163,8 +163,10 @@ impl Judge {
                 if values.len() as u64 != span.count {
                     return fail(Rule::Log, span.first, 0, "a read of another length");
                 }
-                self.read_done(id, &op, *span, values)
+                let values = span.each().zip(values.iter().copied());
+                self.read_done(id, &op, values)
             }
+            (Outcome::Partly(values), OpKind::Read { .. }) => self.read_done(id, &op, values.iter().copied()),
             (Outcome::Done, OpKind::Flush) => {
                 let v = self.volumes.entry(op.volume).or_default();
                 if op.client >= v.served {
@@ -178,14 +180,19 @@ impl Judge {
         }
     }
 
-    fn read_done(&mut self, id: OpId, op: &Op, span: Span, values: &[u64]) -> Result<(), Violation> {
+    fn read_done(
+        &mut self,
+        id: OpId,
+        op: &Op,
+        values: impl Iterator<Item = (u64, Value)>,
+    ) -> Result<(), Violation> {
         let v = self.volumes.entry(op.volume).or_default();
-        for (register, value) in span.each().zip(values) {
+        for (register, value) in values {
             let r = v.registers.entry(register).or_default();
             self.counts.linearizable += 1;
-            if let Err(detail) = r.returned(*value, op.asked, self.now) {
+            if let Err(detail) = r.returned(value, op.asked, self.now) {
                 let rule = if detail.contains("flush") { Rule::Flush } else { Rule::Linearizable };
-                return Err(Violation { rule, volume: op.volume, register, op: id, value: *value, detail });
+                return Err(Violation { rule, volume: op.volume, register, op: id, value, detail });
             }
         }
         Ok(())

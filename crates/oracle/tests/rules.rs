@@ -155,6 +155,17 @@ fn torn_blocks_are_found() {
     assert_eq!(l.broke(), Some(Rule::Torn));
 }
 
+#[test]
+fn block_status_says_what_a_read_would() {
+    for (says, bad) in [(vec![(7, 5)], false), (vec![(7, 0)], true), (vec![], false), (vec![(6, 0)], false)] {
+        let mut l = log();
+        l.write(1, 5, false);
+        let op = l.ask(1, OpKind::Read { span: Span { first: 6, count: 2 } });
+        l.answer(op, Outcome::Partly(says.clone()));
+        assert_eq!(l.broke().is_some(), bad, "{says:?}");
+    }
+}
+
 /// A clone whose register 7 begins with this, as far as it is known.
 fn clone(value: Option<u64>) -> Log {
     let mut l = Log::default();

@@ -14,6 +14,7 @@ Usage: sim [--seeds N] [--from K] [--nodes N] [--bug NAME]     run N seeds (defa
        sim --bugs all [--seeds N]                              find a failing seed for every seeded bug
        sim --bugs recorded                                     run the recorded seed of every seeded bug
        sim --bugs list                                         name the seeded bugs
+       --clones: every seed makes many clones (another history for the same seed)
        --threads T (default: all cores), --keep-going (do not stop at the first failing seed)";
 
 /// Seeds that are known to show each bug, and by which property; `name seed PROPERTY` a line.
@@ -32,6 +33,7 @@ pub struct Cli {
     seeds: u64,
     from: u64,
     nodes: Option<usize>,
+    clones: bool,
     bug: Option<&'static Bug>,
     steps: bool,
     watch: Option<(usize, u32, u32)>,
@@ -47,6 +49,7 @@ impl Cli {
             seeds: 200,
             from: 1,
             nodes: None,
+            clones: false,
             bug: None,
             steps: false,
             watch: None,
@@ -61,6 +64,7 @@ impl Cli {
                 "--from" => c.from = number(&value()?)?,
                 "--seed" => c.what = What::One(number(&value()?)?),
                 "--nodes" => c.nodes = Some(nodes(&value()?)?),
+                "--clones" => c.clones = true,
                 "--threads" => {
                     c.threads = usize::try_from(number(&value()?)?.max(1)).map_err(|e| e.to_string())?
                 }
@@ -105,7 +109,7 @@ impl Cli {
     }
 
     fn options(&self, bugs: Bugs) -> Options {
-        Options { nodes: self.nodes, bugs, steps: self.steps, watch: self.watch }
+        Options { nodes: self.nodes, clones: self.clones, bugs, steps: self.steps, watch: self.watch }
     }
     fn bugs(&self) -> Bugs {
         self.bug.map(Bug::bugs).unwrap_or_default()
@@ -114,7 +118,8 @@ impl Cli {
         let command = std::env::var("SIM_COMMAND").unwrap_or_else(|_| "sim".into());
         let bug = bug.map(|b| format!(" --bug {}", b.name)).unwrap_or_default();
         let nodes = self.nodes.map(|n| format!(" --nodes {n}")).unwrap_or_default();
-        format!("{command} --seed {seed}{nodes}{bug} --steps")
+        let clones = if self.clones { " --clones" } else { "" };
+        format!("{command} --seed {seed}{nodes}{clones}{bug} --steps")
     }
 
     fn one(&self, seed: u64) -> bool {

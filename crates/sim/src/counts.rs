@@ -68,6 +68,7 @@ counted! {
         Cut = "CUT",
         Views = "VIEWS",
         Readers = "VIEWS, read by clients",
+        Status = "VIEWS, block status and changes",
         Kept = "KEPT",
         Clones = "LIN, registers of clones",
     }
@@ -83,6 +84,7 @@ counted! {
         Discard = "discards",
         Zeroes = "write zeroes",
         Flush = "flushes",
+        Map = "block status",
         Unanswered = "unanswered",
     }
 }

@@ -6,7 +6,7 @@ use crate::net::HostIndex;
 use crate::world::{Due, Phase, World};
 use node::{Event, ExportError};
 use oracle::OpId;
-use proto::{ExportId, Span, Ticket};
+use proto::{ExportId, Generation, Span, Ticket};
 use volume::{GuestError, GuestReply};
 
 impl World {
@@ -50,16 +50,25 @@ impl World {
     pub fn ask(&mut self, volume: usize, client: usize, read: Option<(u64, u64)>) {
         self.operations += 1;
         let op = OpId(self.operations);
+        let since = self.some_view(volume);
         let v = &mut self.volumes[volume];
         let (request, entry) = match read {
             Some((first, count)) => v.ask_read(client, op, first, count),
-            None => v.ask(client, op, &mut self.rng, &mut self.counts),
+            None => v.ask(client, op, since, &mut self.rng, &mut self.counts),
         };
         let c = &v.clients[client];
         let (host, life, export) = (c.host, c.life, c.export);
         self.watchers.asked(self.now, volume, c.number, &request);
         self.tell(entry);
         self.input(host, life, Input::Event(Event::Guest { export, request }));
+    }
+
+    /// A view of the volume's own branch, for a guest that asks what has changed since.
+    fn some_view(&mut self, volume: usize) -> Option<Generation> {
+        let branch = self.branch_of(volume).filter(|_| self.volumes[volume].taste.map > 0)?;
+        let views = (branch, Generation(0))..=(branch, Generation(u32::MAX));
+        let views: Vec<Generation> = self.watchers.cuts.images.range(views).map(|((_, g), _)| *g).collect();
+        (!views.is_empty() && self.rng.permille(500)).then(|| self.rng.pick(&views))
     }
 
     pub fn completed(
@@ -79,7 +88,11 @@ impl World {
             let volume = self.volumes[v].number;
             self.tell(oracle::Entry::ErrorsPermitted { volume, permitted: true });
         }
-        let entry = self.volumes[v].answered((host, life, export), ticket, result, &mut self.counts);
+        let at = (host, life, export);
+        let since = self.volumes[v].since(at, ticket);
+        let view = self.branch_of(v).zip(since);
+        let image = view.and_then(|key| self.watchers.cuts.images.get(&key));
+        let entry = self.volumes[v].answered(at, ticket, result, image, &mut self.counts);
         if let Some(entry) = entry {
             self.tell(entry);
         }

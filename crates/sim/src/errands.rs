@@ -33,7 +33,8 @@ impl World {
             return self.errand_ends(volume);
         }
         let clients = &mut self.volumes[volume].clients;
-        if clients.iter().all(|c| !c.alive()) {
+        // Those that were displaced, on nodes that do not know it yet, are in nobody's way.
+        if clients.iter().all(|c| !c.alive() || c.old) {
             self.operator_asks(request);
         } else if let Some(c) = clients.iter_mut().find(|c| !c.old && c.state == ClientState::Open) {
             c.state = ClientState::Leaving;

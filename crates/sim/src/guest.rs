@@ -4,12 +4,15 @@
 //! one process. What it left unanswered when it ended is unknown.
 
 use crate::counts::{Counts, Guest as Did};
+use crate::layout::place_of;
 use crate::layout::{Layout, Odd};
 use crate::net::HostIndex;
+use crate::properties::cut::Image;
 use crate::rng::Rng;
-use oracle::{Entry, OpId, OpKind, Outcome, VolumeNumber};
+use oracle::{Entry, OpId, OpKind, Outcome, VolumeNumber, ZERO};
 use proto::limits::{BLOCK, SECTOR};
-use proto::{BranchId, Epoch, ExportId, Level, Ticket, Time};
+use proto::message::{BlockState, Run};
+use proto::{BranchId, Epoch, ExportId, Generation, Level, Ticket, Time};
 use std::collections::BTreeMap;
 use volume::{GuestData, GuestError, GuestOp, GuestReply, GuestRequest};
 
@@ -27,6 +30,8 @@ pub enum ClientState {
 struct Pending {
     op: OpId,
     changes: bool,
+    /// What has changed since then: what has not is what that view holds.
+    since: Option<Generation>,
     offset: u64,
     len: u64,
 }
@@ -66,6 +71,8 @@ pub struct Taste {
     /// Of a thousand writes of zeroes: they keep their space.
     pub no_hole: u64,
     pub flush: u64,
+    /// Block status, and what has changed since a snapshot.
+    pub map: u64,
     /// Of a thousand writes.
     pub fua: u64,
     pub fine: u64,
@@ -106,6 +113,7 @@ pub struct Volume {
 struct Drawn {
     op: GuestOp,
     kind: OpKind,
+    since: Option<Generation>,
     offset: u64,
     len: u64,
 }
@@ -200,13 +208,18 @@ impl Volume {
         &mut self,
         index: usize,
         op: OpId,
+        since: Option<Generation>,
         rng: &mut Rng,
         counts: &mut Counts,
     ) -> (GuestRequest, Entry) {
         self.tickets += 1;
         let ticket = Ticket(self.tickets);
         let writing = self.clients[index].pending.values().filter(|p| p.changes).count();
-        let drawn = self.draw(op, writing < self.taste.writers, rng, counts);
+        let mut drawn = self.draw(op, writing < self.taste.writers, rng, counts);
+        if let (GuestOp::Map { offset, len }, Some(since)) = (&drawn.op, since) {
+            drawn.since = Some(since);
+            drawn.op = GuestOp::Changes { offset: *offset, len: *len, since };
+        }
         self.issue(index, op, ticket, drawn)
     }
 
@@ -221,14 +234,15 @@ impl Volume {
     fn issue(&mut self, index: usize, op: OpId, ticket: Ticket, d: Drawn) -> (GuestRequest, Entry) {
         let c = &mut self.clients[index];
         let changes = !matches!(d.kind, OpKind::Read { .. });
-        c.pending.insert(ticket, Pending { op, changes, offset: d.offset, len: d.len });
+        c.pending.insert(ticket, Pending { op, changes, since: d.since, offset: d.offset, len: d.len });
         let entry = Entry::Ask { op, volume: self.number, client: c.number, kind: d.kind };
         (GuestRequest { ticket, op: d.op }, entry)
     }
 
     fn draw(&mut self, op: OpId, may_change: bool, rng: &mut Rng, counts: &mut Counts) -> Drawn {
         let t = &self.taste;
-        let total = if may_change { t.read + t.write + t.discard + t.zeroes + t.flush } else { t.read };
+        let total =
+            if may_change { t.read + t.write + t.discard + t.zeroes + t.flush + t.map } else { t.read };
         let k = rng.below(total);
         let fua = rng.permille(t.fua);
         let fine = rng.permille(t.fine);
@@ -247,7 +261,13 @@ impl Volume {
             let data = GuestData { payload: self.layout.payload(offset, len, op.0) };
             let kind = OpKind::Write { span: self.layout.registers(offset, len), value: op.0, fua };
             let len32 = u32::try_from(len).expect("a request");
-            return Drawn { op: GuestOp::Write { offset, len: len32, data, fua }, kind, offset, len };
+            return Drawn {
+                op: GuestOp::Write { offset, len: len32, data, fua },
+                kind,
+                since: None,
+                offset,
+                len,
+            };
         }
         if k < t.read + t.write + t.discard {
             counts.guest(Did::Discard);
@@ -256,23 +276,35 @@ impl Volume {
             let (first, end) = (offset.div_ceil(b) * b, (offset + len) / b * b);
             let whole = self.layout.registers(first, end.saturating_sub(first));
             let kind = OpKind::Zero { span: whole, fua };
-            return Drawn { op: GuestOp::Discard { offset, len, fua }, kind, offset, len };
+            return Drawn { op: GuestOp::Discard { offset, len, fua }, kind, since: None, offset, len };
         }
         if k < t.read + t.write + t.discard + t.zeroes {
             counts.guest(Did::Zeroes);
             let (offset, len) = self.range(fine, rng);
             let kind = OpKind::Zero { span: self.layout.registers(offset, len), fua };
             let no_hole = rng.permille(t.no_hole);
-            return Drawn { op: GuestOp::WriteZeroes { offset, len, fua, no_hole }, kind, offset, len };
+            return Drawn {
+                op: GuestOp::WriteZeroes { offset, len, fua, no_hole },
+                kind,
+                since: None,
+                offset,
+                len,
+            };
         }
-        counts.guest(Did::Flush);
-        Drawn { op: GuestOp::Flush, kind: OpKind::Flush, offset: 0, len: 0 }
+        if k < t.read + t.write + t.discard + t.zeroes + t.flush {
+            counts.guest(Did::Flush);
+            return Drawn { op: GuestOp::Flush, kind: OpKind::Flush, since: None, offset: 0, len: 0 };
+        }
+        counts.guest(Did::Map);
+        let (offset, len) = self.range(false, rng);
+        let kind = OpKind::Read { span: self.layout.registers(offset, len) };
+        Drawn { op: GuestOp::Map { offset, len }, kind, since: None, offset, len }
     }
 
     fn read(&self, offset: u64, len: u64) -> Drawn {
         let kind = OpKind::Read { span: self.layout.registers(offset, len) };
         let len32 = u32::try_from(len).expect("a request");
-        Drawn { op: GuestOp::Read { offset, len: len32 }, kind, offset, len }
+        Drawn { op: GuestOp::Read { offset, len: len32 }, kind, since: None, offset, len }
     }
 
     /// Bytes of the region: sectors in its fine part, else blocks, sometimes whole extents.
@@ -299,12 +331,42 @@ impl Volume {
         ((l.first + first) * BLOCK as u64, count * BLOCK as u64)
     }
 
+    /// Which view a request compares with.
+    pub fn since(&mut self, at: (HostIndex, u64, ExportId), ticket: Ticket) -> Option<Generation> {
+        self.client(at.0, at.1, at.2)?.pending.get(&ticket)?.since
+    }
+
+    /// What block status says of registers. `image`: what the view holds that it compares with.
+    fn status(&self, p: &Pending, runs: &[Run], image: Option<&Image>) -> Outcome {
+        let mut block = p.offset / BLOCK as u64;
+        let mut says = vec![];
+        for run in runs {
+            for b in block..block + u64::from(run.count) {
+                let registers = self.layout.of_block(b).each();
+                let seen = image.and_then(|i| i.seen.get(&place_of(b)));
+                match (p.since, run.state, seen) {
+                    (None, BlockState::Zero | BlockState::Absent, _) => {
+                        says.extend(registers.map(|r| (r, ZERO)));
+                    }
+                    (Some(_), BlockState::Absent, Some(seen)) => {
+                        says.extend(registers.zip(seen.values.iter().copied()));
+                    }
+                    _ => {}
+                }
+            }
+            block += u64::from(run.count);
+        }
+        let whole = block * BLOCK as u64 == p.offset + p.len;
+        if whole { Outcome::Partly(says) } else { Outcome::Read(vec![]) }
+    }
+
     /// An answer of a node: told to the judge.
     pub fn answered(
         &mut self,
         at: (HostIndex, u64, ExportId),
         ticket: Ticket,
         result: &Result<GuestReply, GuestError>,
+        image: Option<&Image>,
         counts: &mut Counts,
     ) -> Option<Entry> {
         let layout = self.layout;
@@ -316,7 +378,10 @@ impl Volume {
                 Err(Odd::Torn(r)) => Outcome::Torn(r),
                 Err(Odd::Length) => Outcome::Read(vec![]),
             },
+            Ok(GuestReply::Map(runs)) => self.status(&p, runs, image),
             Ok(_) => Outcome::Done,
+            // The view may be gone that it compares with.
+            Err(_) if p.since.is_some() => Outcome::Gone,
             // Refused for want of space: nothing is lost, and nobody need have it.
             Err(GuestError::NoSpace) if self.tight => Outcome::Gone,
             Err(GuestError::Gone) => {

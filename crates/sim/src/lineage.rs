@@ -106,8 +106,8 @@ impl World {
         let taste = if before.is_some() || self.rng.permille(500) {
             self.volumes[before.unwrap_or(source)].taste.clone()
         } else {
-            let no_hole = self.volumes[source].taste.no_hole;
-            swarm::Taste { no_hole, ..swarm::taste(&mut self.rng) }
+            let swarm::Taste { no_hole, map, .. } = self.volumes[source].taste;
+            swarm::Taste { no_hole, map, ..swarm::taste(&mut self.rng) }
         };
         self.trace.note(self.now, || format!("{name} ({branch}) begins with {parent:?}, {size} bytes"));
         let mut volume = Volume::new(name, number, layout, taste, self.swarm.tight);

@@ -11,6 +11,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Options {
     pub nodes: Option<usize>,
+    /// Every seed makes many clones.
+    pub clones: bool,
     pub bugs: Bugs,
     /// Print every step.
     pub steps: bool,
@@ -55,7 +57,7 @@ pub fn catch_assertions() {
 /// Runs one seed.
 #[must_use]
 pub fn run(seed: u64, options: Options) -> Outcome {
-    let swarm = Swarm::draw(seed, options.nodes);
+    let swarm = Swarm::draw(seed, options.nodes, options.clones);
     if options.steps {
         println!("{swarm:#?}");
     }

@@ -84,7 +84,7 @@ const DRAWN: &[Fault] = &[
 
 impl Swarm {
     #[must_use]
-    pub fn draw(seed: u64, nodes: Option<usize>) -> Swarm {
+    pub fn draw(seed: u64, nodes: Option<usize>, many_clones: bool) -> Swarm {
         let mut rng = Rng::new(seed);
         let nodes = nodes.unwrap_or_else(|| rng.pick(&[3, 3, 3, 4, 4, 5, 7]));
         let count = rng.pick(&[2, 2, 2, 3]);
@@ -100,8 +100,17 @@ impl Swarm {
         let clones = own.pick(&[0, 0, 200, 400, 700]);
         let tight = rng.permille(50);
         // Drives that hold little have no room for more volumes.
-        let clones = if tight || snapshots == 0 { 0 } else { clones };
+        let clones = match (tight, snapshots) {
+            (true, _) => 0,
+            _ if many_clones => 700,
+            (_, 0) => 0,
+            _ => clones,
+        };
         let snapshots = if clones > 0 { snapshots.max(12) } else { snapshots };
+        let map = own.pick(&[0, 2, 6]);
+        if clones > 0 {
+            volumes.iter_mut().for_each(|(_, taste)| taste.map = map);
+        }
         let ends_early = clones > 0 && own.permille(500);
         if tight && snapshots > 0 {
             // A discard over a snapshot takes an extent, for which a session has no credit: on a full drive it is refused
@@ -171,6 +180,7 @@ pub fn taste(rng: &mut Rng) -> Taste {
         zeroes: rng.pick(&[0, 2, 8]),
         no_hole: 0,
         flush: rng.pick(&[1, 4, 12]),
+        map: 0,
         fua: rng.pick(&[0, 30, 200]),
         fine: rng.pick(&[50, 150, 400]),
         depth,

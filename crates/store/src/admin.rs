@@ -17,6 +17,9 @@ use proto::{
     Refusal,
 };
 
+/// Deleted replicas that are remembered.
+const DELETED_MAX: usize = 65_536;
+
 impl Store {
     pub(crate) fn record_request(
         &mut self,
@@ -164,6 +167,9 @@ impl Store {
         let records = &self.disk().records;
         let mut slots = usize::from(!known);
         for c in chunks {
+            if self.checkpoint.deleted.contains(&c.incarnation) {
+                return Err(Refusal::UnknownReplica);
+            }
             match records.replica_number(branch, c.chunk).map(|n| records.replica(n).record.incarnation) {
                 None => slots += 1,
                 Some(there) if there > c.incarnation => return Err(Refusal::UnknownReplica),
@@ -332,6 +338,11 @@ impl Store {
             return;
         }
         self.checkpoint.deleted_upto = index;
+        let deleted = &mut self.checkpoint.deleted;
+        deleted.extend(replicas.iter().map(|h| h.incarnation));
+        while deleted.len() > DELETED_MAX {
+            deleted.pop_first();
+        }
         let found: Vec<u32> = replicas
             .iter()
             .filter_map(|h| {

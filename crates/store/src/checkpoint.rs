@@ -15,8 +15,8 @@ use crate::layout::Layout;
 use crate::op::{Op, Then};
 use crate::store::{Disk, Job, Phase, Store, SuperblockWrite};
 use crate::table::{NONE, Px, Use};
-use proto::{LogIndex, PageBuf, Payload, Span, Time};
-use std::collections::{BTreeMap, VecDeque};
+use proto::{Incarnation, LogIndex, PageBuf, Payload, Span, Time};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use zerocopy::FromZeros;
 use zerocopy::little_endian::U32;
 
@@ -72,6 +72,9 @@ pub(crate) struct Checkpoint {
     pub empty: VecDeque<Px>,
     /// metad's newest order to delete.
     pub deleted_upto: LogIndex,
+    /// The newest replicas that metad has ordered to be deleted, whether they were here or not: a record that is asked for
+    /// after that is nobody's.
+    pub deleted: BTreeSet<Incarnation>,
     /// When the next round begins at the latest, if there is no pressure.
     next: Option<Time>,
     /// When it does if no batch is sealed until then.

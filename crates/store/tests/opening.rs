@@ -109,6 +109,11 @@ impl Bench {
         let size = medium.size();
         let mut b = Bench::open(medium, OpenParams { size, ..params(1, 10) });
         b.event(Event::Confirmed);
+        let replies = b.create(1, 7);
+        assert_eq!(replies, [Reply::Done]);
+        b
+    }
+    fn create(&mut self, token: u64, incarnation: u64) -> Vec<Reply> {
         let info = BranchInfo {
             branch: BRANCH,
             name: "vol1".into(),
@@ -118,12 +123,10 @@ impl Bench {
         };
         let chunk = ChunkRecord {
             chunk: ChunkIndex(0),
-            incarnation: Incarnation(7),
+            incarnation: Incarnation(incarnation),
             configuration: Configuration::default(),
         };
-        let replies = b.request(1, scope(), Request::Create { info, chunks: vec![chunk] });
-        assert_eq!(replies, [Reply::Done]);
-        b
+        self.request(token, scope(), Request::Create { info, chunks: vec![chunk] })
     }
     fn write(&mut self, seq: u64, first: u32, fill: u8, blocks: u32) -> Vec<Reply> {
         self.write_payload(seq, first, Payload::copy_of(&vec![fill; blocks as usize * 4096]))
@@ -436,6 +439,11 @@ fn deleting_names_an_incarnation_and_frees_its_extents() {
     assert!(b.seen.iter().any(|e| matches!(e, Effect::Deleted { replicas } if *replicas == [held(7)])));
     assert_eq!(b.store.usage().free_extents, free);
     assert_eq!(refusal(&b.write(3, 0, 1, 1)), Some(Refusal::UnknownReplica));
+    // Asked for before metad's order, and late: it is nobody's.
+    for incarnation in [6, 7] {
+        assert_eq!(refusal(&b.create(5, incarnation)), Some(Refusal::UnknownReplica));
+    }
+    assert!(b.store.replicas().is_empty());
     let b = Bench::open(b.medium, params(1, 11));
     assert!(b.opened().replicas.is_empty());
     assert_eq!(b.store.usage().free_extents, free);

@@ -26,7 +26,11 @@ impl AckSet {
             GuestOp::Write { data, .. } => Block::Data(Sum::of(data.payload.block(i))),
             _ => Block::Zero,
         };
-        if matches!(request.op, GuestOp::Read { .. } | GuestOp::Flush) {
+        let changes = matches!(
+            request.op,
+            GuestOp::Write { .. } | GuestOp::Discard { .. } | GuestOp::WriteZeroes { .. }
+        );
+        if !changes {
             return;
         }
         let first = blocks_of(&request.op).next();

@@ -106,6 +106,7 @@ impl World {
         for v in 0..self.volumes.len() {
             self.notice_service(v);
             self.check_older_leases(v);
+            self.check_predecessors(v);
         }
         self.check_invariant();
         self.check_same();

@@ -9,6 +9,7 @@
 use super::Asked;
 use crate::counts::Property;
 use crate::world::World;
+use proto::control::SessionKind;
 use proto::{ChunkIndex, Time};
 use std::collections::BTreeMap;
 use volume::GuestOp;
@@ -41,12 +42,17 @@ impl World {
 
     /// A volume that was rolled back is served: no guest's session of what it was before would be.
     pub fn check_predecessors(&mut self, v: usize) {
+        if self.session_of(v).is_none_or(|(branch, epoch, _)| self.serving_host(branch, epoch).is_none()) {
+            return;
+        }
         let name = self.volumes[v].name.clone();
         let before =
             self.volumes.iter().filter(|o| o.name == name).filter_map(|o| Some((o.branch?, o.gone?)));
         for (branch, ended) in before.collect::<Vec<_>>() {
             for host in 0..self.hosts.len() {
-                let session = self.session(host, branch).filter(|s| s.epoch() <= ended && s.is_serving());
+                let session = self
+                    .session(host, branch)
+                    .filter(|s| s.epoch() <= ended && s.is_serving() && s.kind() == SessionKind::Guest);
                 let chunks = session.map_or(0, volume::Session::chunks);
                 for chunk in (0..chunks).filter_map(|c| u32::try_from(c).ok()) {
                     self.counts.checked(Property::One, 1);

@@ -43,17 +43,20 @@ impl World {
         branch: BranchId,
         generation: Generation,
     ) -> Result<(), String> {
-        for (chunk, c) in self.metad.configurations(branch) {
-            for m in &c.members {
-                if !self.shows(m.place, branch, chunk, generation) {
+        // Also those that no configuration names any more: a reader may have heard of them before.
+        let stores: Vec<_> = self.hosts.iter().flat_map(|h| h.node.iter()).flat_map(|n| n.stores()).collect();
+        let mut checked = 0;
+        for (chunk, _) in self.metad.configurations(branch) {
+            for (d, store) in &stores {
+                if !store.serves(branch, chunk, generation) {
                     continue;
                 }
                 for ((_, block), kept) in image.own.range((chunk, 0)..=(chunk, u32::MAX)) {
                     let view = View::At(generation);
-                    let Some(held) = self.held_in(m.place, branch, chunk, *block, view) else { continue };
-                    self.counts.checked(Property::Views, 1);
+                    let Some(held) = store.block(branch, chunk, *block, view) else { continue };
+                    let held = self.block_of(branch, held.0);
+                    checked += 1;
                     if !kept.same_as(held) {
-                        let d = m.place.drive;
                         let who = |b: Block| self.watchers.asked_by(image.volume, chunk, *block, b);
                         return Err(format!(
                             "{branch} {generation} {chunk} block {block}: was {kept:?} ({}), {d} has {held:?} ({})",
@@ -64,6 +67,7 @@ impl World {
                 }
             }
         }
+        self.counts.checked(Property::Views, checked);
         Ok(())
     }
 
