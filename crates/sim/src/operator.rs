@@ -242,6 +242,8 @@ impl World {
             name: self.volumes[v].name.clone(),
             force: force.then(|| "not needed any more".into()),
             with_snapshots: self.rng.permille(600),
+            now: true,
+            despite_clones: false,
         };
         if force {
             return self.operator_asks(request);
