@@ -5,7 +5,7 @@
 //! that it failed, or has not served it for as long. All this decides liveness only.
 
 use crate::command::Op;
-use crate::model::DownCause;
+use crate::model::{DownCause, Phase};
 use crate::service::{OwnKey, Service};
 use crate::state::MetaState;
 use proto::control::{DriveStatus, SessionState, SessionStatus, WatchUpdate};
@@ -199,6 +199,8 @@ impl Service {
         let (process, now) = (heard.process, self.now);
         let generations: BTreeMap<(BranchId, Epoch), Generation> =
             heard.sessions.iter().map(|s| ((s.branch, s.epoch), s.generation)).collect();
+        let sizes: BTreeMap<(BranchId, Epoch), u64> =
+            heard.sessions.iter().map(|s| ((s.branch, s.epoch), s.size)).collect();
         let jobs: BTreeMap<(BranchId, Epoch), Option<JobId>> =
             heard.sessions.iter().map(|s| ((s.branch, s.epoch), s.job.map(|j| j.job))).collect();
         let closing: BTreeSet<(BranchId, Epoch)> = heard
@@ -225,6 +227,9 @@ impl Service {
             if behind.is_some() {
                 // It has not heard of the seal; or it has, and hears it once more.
                 self.tell_views(state, branch);
+            }
+            if row.is_some_and(|r| !over && r.phase != Phase::Creating && sizes[key] < r.geometry.size) {
+                self.tell_size(state, branch);
             }
             if !over && row.is_some() && jobs[key] != state.running_job(branch) {
                 self.tell_job(state, branch);

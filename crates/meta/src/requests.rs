@@ -3,7 +3,7 @@
 use crate::admin::{AdminAnswer, AdminRequest, SnapshotName};
 use crate::answer::Answer;
 use crate::command::{Op, Plan, Replacement};
-use crate::model::Class;
+use crate::model::{Class, Phase};
 use crate::name::{check_chunk_shift, check_copies, check_name, check_size};
 use crate::placement::{Candidate, Placer, TooFew};
 use crate::refusal::{AdminRefusal, Noun};
@@ -405,7 +405,7 @@ fn summaries(state: &MetaState, name: Option<&str>) -> Vec<VolumeSummary> {
             branch: volume.branch,
             name: volume.name.clone(),
             geometry: row.geometry,
-            ready: row.pending().is_none(),
+            ready: row.phase != Phase::Creating,
         }
     };
     match name {

@@ -85,7 +85,7 @@ impl MetaState {
             return refused(MetaRefusal::Superseded { epoch, node });
         }
         match o.kind {
-            SessionKind::Guest if row.pending().is_some() => return refused(MetaRefusal::NotReady),
+            SessionKind::Guest if row.phase == Phase::Creating => return refused(MetaRefusal::NotReady),
             SessionKind::Maintenance if row.appointed != Some(o.node) => {
                 return refused(MetaRefusal::OldEpoch { epoch: current });
             }

@@ -221,7 +221,7 @@ impl MetaState {
         Ok(AdminAnswer::Done)
     }
 
-    /// Growth of a volume that no guest has attached.
+    /// Growth. The session that is there makes the new chunks' records; else one is appointed.
     fn apply_volume_resize(&mut self, at: u64, id: VolumeId, from: u64, to: u64, plan: &Plan) -> Decision {
         check_size(to)?;
         let volume = self.volumes.get(&id).ok_or_else(|| no_volume(id))?;
@@ -229,10 +229,6 @@ impl MetaState {
         let row = &self.branches[&branch];
         if row.geometry.size != from {
             return Err(AdminRefusal::Changed { name });
-        }
-        if let Some(s) = row.guest() {
-            let node_name = self.node_name(s.node);
-            return Err(AdminRefusal::InUse { name, node: s.node, node_name, epoch: row.epoch });
         }
         if row.phase != Phase::Ready {
             return Err(AdminRefusal::NotReady { name });
@@ -247,8 +243,6 @@ impl MetaState {
         let geometry = Geometry { size: to, ..row.geometry };
         let added = geometry.chunks() - old_chunks;
         self.check_plan(plan, added, row.class.copies)?;
-        // A maintenance session that runs has opened the old size: it is fenced, another one is appointed.
-        self.end_session(branch);
         let row = self.branches.get_mut(&branch).expect("looked up above");
         row.geometry = geometry;
         if added > 0 {

@@ -143,10 +143,7 @@ impl Service {
             self.tell_chunks(state, *branch, &chunks);
         }
         for branch in &changed.resized {
-            let Some(row) = state.branches().get(branch) else { continue };
-            if let Some(session) = row.session {
-                self.tell(session.node, WatchUpdate::Resized { branch: *branch, geometry: row.geometry });
-            }
+            self.tell_size(state, *branch);
         }
         for drive in &changed.garbage {
             let turn = self.watch.deletes.entry(*drive).or_default();
@@ -160,6 +157,15 @@ impl Service {
         }
         for (drive, branch) in &changed.keeps {
             self.watch.keeps.set(*drive, *branch, Time::ZERO);
+        }
+    }
+
+    /// The size that it is to have, and what is to be made for it.
+    pub(crate) fn tell_size(&mut self, state: &MetaState, branch: BranchId) {
+        let Some(row) = state.branches().get(&branch) else { return };
+        if let Some(session) = row.session {
+            let (geometry, placement) = (row.geometry, row.pending());
+            self.tell(session.node, WatchUpdate::Resized { branch, geometry, placement });
         }
     }
 

@@ -418,6 +418,24 @@ fn a_volume_grows_while_detached() {
 }
 
 #[test]
+fn a_volume_grows_in_use_and_the_session_is_told_until_it_knows() {
+    let mut f = Fleet::new(5);
+    let branch = f.ready("v", 100);
+    f.guest(1, branch);
+    let epoch = f.state.branches()[&branch].epoch;
+    f.lists_lost = true;
+    let grow = AdminRequest::VolumeResize { name: "v".into(), size: 300 << 20 };
+    assert_eq!(f.admin(grow), Ok(AdminAnswer::Done));
+    f.run(Span::secs(3));
+    assert!(!f.waited("v", WaitFor::Ready), "nobody has heard of it");
+    f.lists_lost = false;
+    f.until("ready", 10, |f| f.waited("v", WaitFor::Ready));
+    assert_eq!(f.state.branches()[&branch].epoch, epoch, "the same session");
+    assert_eq!(f.state.chunks(branch).unwrap().count(), 19);
+    f.settle(10);
+}
+
+#[test]
 fn another_number_of_copies_is_made_so() {
     let mut f = Fleet::new(5);
     let branch = f.ready("v", 100);

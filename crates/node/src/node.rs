@@ -448,9 +448,9 @@ impl Node {
                 }
             }
             WatchUpdate::Down(drives) => self.tell_all(&volume::Event::Down { drives }),
-            WatchUpdate::Resized { branch, geometry } => {
+            WatchUpdate::Resized { branch, geometry, placement } => {
                 if let Some((id, _)) = self.seats.of_branch(branch) {
-                    self.tell(id, volume::Event::Resized { geometry });
+                    self.tell(id, volume::Event::Resized { geometry, placement });
                 }
             }
             WatchUpdate::Views { branch, views } => {

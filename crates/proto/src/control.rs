@@ -91,6 +91,8 @@ pub struct SessionStatus {
     pub waiting: Option<String>,
     /// The job that it works at.
     pub job: Option<JobStatus>,
+    /// Bytes that its guest sees.
+    pub size: u64,
 }
 
 /// How far a session is with a job.
@@ -354,8 +356,9 @@ pub enum WatchUpdate {
     Down(Vec<DriveId>),
     /// The job that the branch's session is to work at, or none any more.
     Job { branch: BranchId, job: Option<JobId> },
-    /// The volume grew.
-    Resized { branch: BranchId, geometry: Geometry },
+    /// The volume grows: its new chunks' records are to be made by the session, as this placement; none: there are no new
+    /// chunks, or they are made.
+    Resized { branch: BranchId, geometry: Geometry, placement: Option<u32> },
     /// The order to read a volume's replicas again and compare them (`volume verify`).
     Verify { branch: BranchId, request: RequestId },
 }

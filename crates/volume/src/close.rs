@@ -108,6 +108,7 @@ impl Session {
             || !self.asked.is_empty()
             || self.seal.busy()
             || self.flatten.is_some()
+            || self.growing.is_some()
             || self.views_behind();
         let since = *self.idle_since.get_or_insert(self.now);
         let patient = self.now.since(since) < UNREACHED_FOR;

@@ -5,7 +5,7 @@ use crate::session::{Asked, Phase, Session, What};
 use proto::control::MetaRequest;
 use proto::limits::ANSWER_TIMEOUT;
 use proto::message::{BranchInfo, ChunkRecord, Request};
-use proto::{ChunkIndex, Configuration, DriveId, Time};
+use proto::{ChunkIndex, Configuration, DriveId, Geometry, Time};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Records in one message: well below `limits::FRAME_BODY_MAX`.
@@ -44,6 +44,10 @@ impl Creation {
         self.asked = false;
         self.again = at;
     }
+    /// Nothing is being made.
+    pub fn is_idle(&self) -> bool {
+        self.chunks.is_none()
+    }
 }
 
 impl Session {
@@ -51,7 +55,7 @@ impl Session {
         BranchInfo {
             branch: self.branch,
             name: self.attached.name.clone(),
-            geometry: self.geometry,
+            geometry: self.growing.unwrap_or(self.geometry),
             parent: self.attached.origin,
             generation: self.generation,
         }
@@ -133,7 +137,7 @@ impl Session {
         configurations: &[(ChunkIndex, Configuration)],
         placement: Option<u32>,
     ) {
-        if self.phase != Phase::Creating {
+        if self.phase != Phase::Creating && self.growing.is_none() {
             return;
         }
         let mut again = BTreeSet::new();
@@ -154,32 +158,61 @@ impl Session {
             self.dirty = true;
         } else {
             self.creation = Creation::default();
-            self.enter(Phase::Fencing);
+            if self.phase == Phase::Creating {
+                self.enter(Phase::Fencing);
+            } else {
+                self.grow();
+            }
         }
     }
 
-    /// The volume grew, and its new chunks have been made.
-    pub(crate) fn resized(&mut self, geometry: proto::Geometry) {
-        if geometry.size <= self.geometry.size {
+    /// Opens with the chunks that are made, if any is: those of a growth are made while it serves.
+    pub(crate) fn begin_with_what_is_made(&mut self, configurations: &[Configuration]) {
+        let made = configurations.iter().take_while(|c| c.number.0 > 0).count() as u64;
+        if self.attached.placement.is_none() || made == 0 {
+            return;
+        }
+        self.growing = Some(self.geometry);
+        self.geometry.size = self.geometry.size.min(made * self.geometry.chunk_bytes());
+        self.phase = Phase::Fencing;
+    }
+
+    /// metad's watch: the volume grows, or has grown.
+    pub(crate) fn resized(&mut self, geometry: Geometry, placement: Option<u32>) {
+        let known = self.growing.unwrap_or(self.geometry).size;
+        if self.phase == Phase::Creating || geometry.size <= self.geometry.size || geometry.size < known {
             return;
         }
         self.growing = Some(geometry);
-        let have = u32::try_from(self.chunks.len()).expect("at most 2^20 chunks");
-        self.to_ask.extend(have..geometry.chunks());
+        if self.creation.is_idle() {
+            self.attached.placement = placement;
+        }
         self.dirty = true;
         self.grow();
     }
 
+    /// Makes the records of new chunks, once all of them are known, and shows the guest its new size.
+    pub(crate) fn push_growth(&mut self) {
+        let Some(geometry) = self.growing.filter(|_| self.phase == Phase::Serving) else { return };
+        let known = self.chunks.len() >= geometry.chunks() as usize;
+        if known && self.attached.placement.is_some() {
+            self.push_creation();
+        }
+        self.grow();
+    }
+
     /// The guest sees the size once every chunk of it is known and in force.
-    pub(crate) fn grow(&mut self) {
+    fn grow(&mut self) {
         let Some(geometry) = self.growing else { return };
         if self.chunks.len() >= geometry.chunks() as usize && self.chunks.iter().all(|c| c.number.0 > 0) {
             self.geometry = geometry;
             self.growing = None;
+            self.attached.placement = None;
             self.effects.push_back(crate::Effect::Resized { geometry });
-        } else {
-            let have = u32::try_from(self.chunks.len()).expect("at most 2^20 chunks");
-            self.to_ask.extend(have..geometry.chunks());
+        } else if self.attached.placement.is_none() || self.chunks.len() < geometry.chunks() as usize {
+            let made = self.chunks.iter().take_while(|c| c.number.0 > 0).count();
+            let from = u32::try_from(made).expect("at most 2^20 chunks");
+            self.to_ask.extend(from..geometry.chunks());
         }
     }
 }

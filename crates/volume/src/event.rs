@@ -52,8 +52,10 @@ pub enum Event {
     Views {
         views: BranchViews,
     },
+    /// The volume grows; its new chunks are to be made as this placement, if there is one.
     Resized {
         geometry: Geometry,
+        placement: Option<u32>,
     },
     /// metad's order: the job to work at, or none (any more).
     Job {

@@ -194,8 +194,12 @@ impl Chunk {
                 None => self.slots.push(slot),
             }
         }
-        self.set =
-            self.members().filter(|(_, s)| s.state != MemberState::Stale).fold(0, |m, (i, _)| m | bit(i));
+        // Of a placement that is not made nobody is required, read or suspected.
+        let made = to.number.0 > 0;
+        self.set = self
+            .members()
+            .filter(|(_, s)| made && s.state != MemberState::Stale)
+            .fold(0, |m, (i, _)| m | bit(i));
         fresh
     }
 }

@@ -300,6 +300,7 @@ impl Session {
             attached,
         };
         s.window.restart(1);
+        s.begin_with_what_is_made(&configurations);
         for (i, c) in configurations.iter().enumerate() {
             s.chunks.push(Chunk::default());
             s.take_up(u32::try_from(i).expect("at most 2^20 chunks"), c);
@@ -342,7 +343,7 @@ impl Session {
                 self.dirty = true;
             }
             Event::Views { views } => self.views_told(&views),
-            Event::Resized { geometry } => self.resized(geometry),
+            Event::Resized { geometry, placement } => self.resized(geometry, placement),
             Event::Job { job } => self.job_told(job),
             Event::Revoked { node: _, epoch } => {
                 if epoch > self.epoch {
@@ -427,9 +428,9 @@ impl Session {
         }
         self.push_seal();
         self.push_flatten();
+        self.push_growth();
         self.push_resync(leases);
         self.push_proposals();
-        self.grow();
         self.ask_chunks();
         self.retry_stuck();
         self.admit_arrivals();
@@ -452,6 +453,7 @@ impl Session {
             || !self.waits.is_empty()
             || self.seal.busy()
             || self.flatten.is_some()
+            || self.growing.is_some()
             || self.views_behind()
             || self.attached.kind == SessionKind::Maintenance
             || self.marks_untold()

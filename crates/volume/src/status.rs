@@ -50,6 +50,7 @@ impl Session {
             degraded_chunks: u32::try_from(degraded).expect("at most 2^20 chunks"),
             waiting: self.waits.values().next().map(|w| w.code().to_string()),
             job: self.job_status(),
+            size: self.geometry.size,
         }
     }
 
@@ -264,8 +265,16 @@ impl Session {
             assert!(c.inter & c.set == c.inter, "chunk {i}: the intersection lies in the set");
             assert!(c.required & c.fanout == c.required, "chunk {i}: everyone required is sent writes");
             assert!(
-                self.phase < Phase::Fencing || self.phase == Phase::Closed || c.set != 0,
-                "chunk {i} has a member"
+                self.phase < Phase::Fencing
+                    || self.phase == Phase::Closed
+                    || (c.set != 0) == (c.number.0 > 0),
+                "chunk {i} has a member, if it is made"
+            );
+            let seen =
+                u64::from(u32::try_from(i).expect("at most 2^20 chunks")) * self.geometry.chunk_bytes();
+            assert!(
+                self.phase < Phase::Fencing || c.number.0 > 0 || seen >= self.geometry.size,
+                "chunk {i}: a guest sees it, and it is not made"
             );
         }
         self.check_seal();

@@ -169,6 +169,7 @@ mod tests {
             degraded_chunks: 0,
             waiting: Some("lease".into()),
             job: None,
+            size: 0,
         }
     }
 

@@ -24,6 +24,7 @@ pub struct FakeSession {
     pub chunks: BTreeMap<ChunkIndex, Configuration>,
     pub views: BranchViews,
     pub job: Option<JobId>,
+    pub size: u64,
 }
 
 pub struct FakeNode {
@@ -313,6 +314,7 @@ impl Fleet {
                         chunks: (0..).map(ChunkIndex).zip(a.configurations.iter().cloned()).collect(),
                         views: a.views.clone(),
                         job: a.job,
+                        size: a.geometry.size,
                     };
                     node.sessions.insert(branch, session);
                     self.make(id, &a);
@@ -385,6 +387,20 @@ impl Fleet {
                     node.views += 1;
                     if let Some(s) = node.sessions.get_mut(&branch).filter(|s| s.views.index < views.index) {
                         s.views = views;
+                    }
+                }
+                WatchUpdate::Resized { branch, geometry, placement } if !self.lists_lost => {
+                    let chunks: Vec<(ChunkIndex, Configuration)> =
+                        self.state.chunks(branch).into_iter().flat_map(|c| c.iter()).collect();
+                    let Some(s) = self.nodes.get_mut(&id).expect("known").sessions.get_mut(&branch) else {
+                        continue;
+                    };
+                    let news = geometry.size > s.size;
+                    s.size = geometry.size;
+                    s.chunks.extend(chunks);
+                    let epoch = s.epoch;
+                    if let Some(placement) = placement.filter(|_| news) {
+                        self.created(id, branch, epoch, placement);
                     }
                 }
                 WatchUpdate::Job { branch, job } if !self.lists_lost => {
@@ -507,6 +523,7 @@ impl Fleet {
             .collect();
         let status = |(b, s): (&BranchId, &FakeSession)| SessionStatus {
             job: s.job.map(|job| JobStatus { job, done: 3, total: 9, trouble: self.trouble }),
+            size: s.size,
             branch: *b,
             epoch: s.epoch,
             kind: s.kind,
