@@ -27,6 +27,7 @@ cargo xtask COMMAND
   demo                   a cluster of seven nodes on this machine, a node killed under load, nothing lost
   prove [NAME..]         each claim shown in full: PASS or FAIL, and its figures
   bench [quick|idle]     4k and 1M through NBD on seven nodes beside the raw file; CPU of an idle cluster
+  bench snapshots [quick]  writes after snapshots, reads through snapshots and clones, beside those without
   sim [ARGS..]           the simulator; `cargo xtask sim --help` lists its options
 ";
 

@@ -53,13 +53,14 @@ pub async fn run(context: &Context, verb: VolumeVerb) -> Result<Output, CliError
             }
             echo(size);
             let r = v1::ResizeVolumeRequest { name: name.clone(), size: size.bytes, request: request_id()? };
-            context
-                .control()?
+            let control = context.control()?;
+            control
                 .call(|mut c| {
                     let r = r.clone();
                     async move { c.resize_volume(r).await }
                 })
                 .await?;
+            wait(&control, &name, "ready", CREATE).await?;
             Ok(done("volume.resize/1", format!("volume {name} has {}", bytes(size.bytes))))
         }
         VolumeVerb::Flatten { name, wait } => super::job::flatten(context, name, wait).await,

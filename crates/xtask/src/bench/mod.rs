@@ -7,6 +7,7 @@ mod cpu;
 mod fio;
 pub mod idle;
 pub mod report;
+mod snapshots;
 
 use crate::build::{self, Profile};
 use crate::cluster::Cluster;
@@ -71,12 +72,14 @@ pub struct Row {
 pub fn run(args: &[&str]) -> Result<()> {
     match args {
         ["idle"] => idle::run(),
+        ["snapshots"] => snapshots::run(None),
+        ["snapshots", "quick"] => snapshots::run(Some(1)),
         ["quick"] => measure(1, 3).map(|rows| print!("{}", report::table(&rows))),
         [] => {
             let rows = measure(ROUNDS, 0)?;
             report::keep(&rows)
         }
-        _ => bail!("bench [quick|idle]"),
+        _ => bail!("bench [quick|idle|snapshots [quick]]"),
     }
 }
 
@@ -152,9 +155,10 @@ fn row(job: &Job, rounds: usize, c: &Cluster, raw: &Target, ours: &Target) -> Re
 /// Waits until the journals are as good as empty: no job pays for the one before, and a burst finds room.
 fn settle(c: &Cluster) -> Result<()> {
     let deadline = Instant::now() + Duration::from_secs(120);
+    let nodes = u32::try_from(c.pids(Some("blockd"))?.len())?;
     loop {
-        let used = c.metric(NODES, "blockd_drive_journal_used_bytes")?;
-        if used * 100 <= c.metric(NODES, "blockd_drive_journal_bytes")? {
+        let used = c.metric(nodes, "blockd_drive_journal_used_bytes")?;
+        if used * 100 <= c.metric(nodes, "blockd_drive_journal_bytes")? {
             return Ok(());
         }
         if Instant::now() > deadline {

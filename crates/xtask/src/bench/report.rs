@@ -5,9 +5,7 @@ use anyhow::{Context, Result};
 use std::fmt::Write as _;
 
 const DOC: &str = "docs/performance.md";
-const PLOT: &str = "docs/performance.svg";
-const BEGIN: &str = "<!-- bench: begin -->";
-const END: &str = "<!-- bench: end -->";
+const PLOT: &str = "performance.svg";
 /// Above this share of foreign CPU a row has no verdict.
 pub const FOREIGN_MAX: f64 = 0.05;
 
@@ -78,31 +76,39 @@ pub fn table(rows: &[Row]) -> String {
     t
 }
 
-/// Ratios to the raw file as bars, with the goals as ticks.
-fn plot(rows: &[Row]) -> String {
-    let (left, width, line) = (180.0, 560.0, 28.0);
+/// A ratio, and the least that is wanted.
+pub struct Bar<'a> {
+    pub name: &'a str,
+    pub ratio: f64,
+    pub goal: Option<f64>,
+}
+
+/// Ratios as bars, with the goals as ticks.
+pub fn bars(title: &str, all: &[Bar]) -> String {
+    let longest = all.iter().map(|b| b.name.len()).max().unwrap_or(0);
     #[expect(clippy::cast_precision_loss, reason = "a drawing")]
-    let height = rows.len() as f64 * line + 50.0;
+    let (left, height) = (longest as f64 * 7.0 + 20.0, all.len() as f64 * 28.0 + 50.0);
+    let (width, line) = (560.0, 28.0);
     let mut s = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{}\" height=\"{height}\" font-family=\"sans-serif\" font-size=\"12\">\n\
-         <text x=\"10\" y=\"18\">IOPS through NBD, three copies, as a ratio to the raw file (tick: goal)</text>\n",
+         <text x=\"10\" y=\"18\">{title}</text>\n",
         left + width + 60.0
     );
-    for (i, r) in rows.iter().enumerate() {
+    for (i, bar) in all.iter().enumerate() {
         #[expect(clippy::cast_precision_loss, reason = "a drawing")]
         let y = 34.0 + i as f64 * line;
-        let ratio = r.ours.iops / r.raw.iops;
-        let w = (ratio.min(1.2) / 1.2) * width;
+        let w = (bar.ratio.min(1.2) / 1.2) * width;
         let _ = writeln!(
             s,
             "<text x=\"10\" y=\"{:.0}\">{}</text><rect x=\"{left}\" y=\"{y:.0}\" width=\"{w:.0}\" height=\"18\" fill=\"#3b7dd8\"/>\
-             <text x=\"{:.0}\" y=\"{:.0}\">{ratio:.2}</text>",
+             <text x=\"{:.0}\" y=\"{:.0}\">{:.2}</text>",
             y + 14.0,
-            r.job.name,
+            bar.name,
             left + w + 6.0,
-            y + 14.0
+            y + 14.0,
+            bar.ratio
         );
-        if let Some(("iops", goal)) = goal(r.job.name) {
+        if let Some(goal) = bar.goal {
             let x = left + goal / 1.2 * width;
             let _ = writeln!(
                 s,
@@ -116,15 +122,31 @@ fn plot(rows: &[Row]) -> String {
     s
 }
 
+fn plot(rows: &[Row]) -> String {
+    let bar = |r: &Row| Bar {
+        name: r.job.name,
+        ratio: r.ours.iops / r.raw.iops,
+        goal: goal(r.job.name).filter(|(what, _)| *what == "iops").map(|(_, goal)| goal),
+    };
+    let all: Vec<Bar> = rows.iter().map(bar).collect();
+    bars("IOPS through NBD, three copies, as a ratio to the raw file (tick: goal)", &all)
+}
+
 /// Prints the table and puts it, with the plot, into the documentation.
 pub fn keep(rows: &[Row]) -> Result<()> {
     let table = table(rows);
     println!("{table}");
+    put("bench", &table, PLOT, &plot(rows))
+}
+
+/// Between the marks of this name.
+pub fn put(mark: &str, table: &str, plot_name: &str, plot: &str) -> Result<()> {
+    let (begin, end) = (format!("<!-- {mark}: begin -->"), format!("<!-- {mark}: end -->"));
     let doc = std::fs::read_to_string(DOC).with_context(|| DOC.to_owned())?;
-    let (head, rest) = doc.split_once(BEGIN).with_context(|| format!("{DOC} has no line {BEGIN}"))?;
-    let (_, tail) = rest.split_once(END).with_context(|| format!("{DOC} has no line {END}"))?;
-    std::fs::write(DOC, format!("{head}{BEGIN}\n\n{table}\n![ratios](performance.svg)\n\n{END}{tail}"))?;
-    std::fs::write(PLOT, plot(rows))?;
+    let (head, rest) = doc.split_once(&begin).with_context(|| format!("{DOC} has no line {begin}"))?;
+    let (_, tail) = rest.split_once(&end).with_context(|| format!("{DOC} has no line {end}"))?;
+    std::fs::write(DOC, format!("{head}{begin}\n\n{table}\n![ratios]({plot_name})\n\n{end}{tail}"))?;
+    std::fs::write(format!("docs/{plot_name}"), plot)?;
     Ok(())
 }
 
