@@ -100,7 +100,9 @@ counted! {
         LargerClone = "clones made larger than their source",
         Deep = "clones and rollbacks over more than one level",
         Rollback = "rollbacks",
-        VolumeDelete = "deletions of volumes",
+        VolumeDelete = "volumes erased",
+        Trash = "volumes put into the trash",
+        Restore = "volumes restored from the trash",
     }
 }
 

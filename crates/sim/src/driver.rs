@@ -23,7 +23,7 @@ impl World {
     }
 
     pub fn guest_turn(&mut self, volume: usize) {
-        if self.volumes[volume].gone.is_some() {
+        if !self.volumes[volume].is_there() {
             return;
         }
         let depth = self.volumes[volume].taste.depth;
@@ -129,7 +129,7 @@ impl World {
     /// A guest wants its volume on some node.
     pub fn guest_attach(&mut self, volume: usize, host: Option<HostIndex>, force: bool) {
         let v = &self.volumes[volume];
-        if v.present().is_some() || v.gone.is_some() || v.parked {
+        if v.present().is_some() || !v.is_there() || v.parked {
             return;
         }
         let host = host.unwrap_or_else(|| self.rng.index(self.hosts.len()));

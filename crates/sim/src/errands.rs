@@ -29,7 +29,7 @@ impl World {
         let Some(e) = self.snapshots.errands.get(&volume) else { return };
         let (late, request) = (self.now >= e.until, e.request.clone());
         // Done, or it took too long.
-        if self.volumes[volume].gone.is_some() || late || self.phase != Phase::Faults {
+        if !self.volumes[volume].is_there() || late || self.phase != Phase::Faults {
             return self.errand_ends(volume);
         }
         let clients = &mut self.volumes[volume].clients;

@@ -100,6 +100,8 @@ pub struct Volume {
     pub parent: Option<Level>,
     /// It was deleted or rolled back: the last epoch that it can have been written in.
     pub gone: Option<Epoch>,
+    /// It rests in the trash: nobody has it open, and it may come back with all that it had.
+    pub trashed: bool,
     /// The operator wants it detached.
     pub parked: bool,
     pub clients: Vec<Client>,
@@ -130,6 +132,7 @@ impl Volume {
             branch: None,
             parent: None,
             gone: None,
+            trashed: false,
             parked: false,
             clients: vec![],
             served: 0,
@@ -140,6 +143,11 @@ impl Volume {
 
     pub fn client(&mut self, host: HostIndex, life: u64, export: ExportId) -> Option<&mut Client> {
         self.clients.iter_mut().find(|c| c.host == host && c.life == life && c.export == export && c.alive())
+    }
+    /// Neither gone nor in the trash.
+    #[must_use]
+    pub fn is_there(&self) -> bool {
+        self.gone.is_none() && !self.trashed
     }
     /// Takes away those that are opening.
     pub fn take_opening(&mut self) -> Vec<Client> {

@@ -29,10 +29,10 @@ impl World {
     pub fn volume_of_branch(&self, branch: BranchId) -> Option<usize> {
         self.volumes.iter().position(|v| v.branch == Some(branch))
     }
-    /// Volumes that are there.
+    /// Volumes that are there, and not in the trash.
     #[must_use]
     pub fn live(&self) -> Vec<usize> {
-        (0..self.volumes.len()).filter(|v| self.volumes[*v].gone.is_none()).collect()
+        (0..self.volumes.len()).filter(|v| self.volumes[*v].is_there()).collect()
     }
     /// One of them.
     #[must_use]
@@ -56,6 +56,7 @@ impl World {
     /// Raft has committed something about volumes: which are there now, and which branches are they?
     pub fn volumes_changed(&mut self) {
         let there = self.metad.volumes();
+        let trash = self.metad.trash();
         for v in 0..self.volumes.len() {
             if self.volumes[v].gone.is_some() {
                 continue;
@@ -63,8 +64,9 @@ impl World {
             let now = there.iter().find(|(name, _)| *name == self.volumes[v].name).map(|(_, b)| *b);
             match self.volumes[v].branch {
                 None => self.volumes[v].branch = now,
-                Some(branch) if now != Some(branch) => self.volume_ends(v, branch, now.is_some()),
-                Some(_) => {}
+                Some(branch) if trash.contains(&branch) => self.volume_rests(v),
+                Some(branch) if now == Some(branch) => self.volume_comes_back(v),
+                Some(branch) => self.volume_ends(v, branch, now.is_some()),
             }
         }
         for (name, branch) in there {
@@ -81,6 +83,26 @@ impl World {
         self.trace.note(self.now, || format!("{name} ({branch}) is no more"));
         let epoch = self.metad.state.branches().get(&branch).map(|b| b.epoch);
         self.volumes[v].gone = Some(epoch.unwrap_or_default());
+        self.clients_go(v, rolled_back);
+    }
+
+    fn volume_rests(&mut self, v: usize) {
+        if !std::mem::replace(&mut self.volumes[v].trashed, true) {
+            self.counts.operator(Did::Trash);
+            self.clients_go(v, false);
+        }
+    }
+
+    /// From the trash.
+    fn volume_comes_back(&mut self, v: usize) {
+        if std::mem::take(&mut self.volumes[v].trashed) {
+            self.counts.operator(Did::Restore);
+            self.put(Span(1), Due::Attach { volume: v, host: None, force: false });
+            self.put(Span::millis(1), Due::Guest { volume: v });
+        }
+    }
+
+    fn clients_go(&mut self, v: usize, rolled_back: bool) {
         for i in 0..self.volumes[v].clients.len() {
             let c = &self.volumes[v].clients[i];
             // One that opens opens what has the name then.

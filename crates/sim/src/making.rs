@@ -25,6 +25,9 @@ impl World {
         if let Some(d) = self.swarm.down_out {
             self.metad.decree(Op::SettingSet { setting: meta::settings::Setting::DownOut(d.as_millis()) });
         }
+        if self.swarm.clones > 0 {
+            self.metad.decree(Op::SettingSet { setting: meta::Setting::Trash(self.swarm.trash.as_millis()) });
+        }
         if self.swarm.drift.iter().any(|d| *d != 0) {
             self.counts.fault(Fault::ClockDrift);
         }

@@ -173,6 +173,11 @@ impl Metad {
     pub fn volumes(&self) -> Vec<(String, BranchId)> {
         self.state.volumes().values().map(|v| (v.name.clone(), v.branch)).collect()
     }
+    /// Branches of the volumes that rest in the trash.
+    #[must_use]
+    pub fn trash(&self) -> Vec<BranchId> {
+        self.state.trash().values().map(|t| t.volume.branch).collect()
+    }
     #[must_use]
     pub fn drives_of(&self, node: proto::NodeId) -> Vec<proto::DriveId> {
         self.state.drives().iter().filter(|d| d.1.node == node).map(|d| *d.0).collect()
@@ -378,7 +383,8 @@ impl World {
         });
         // What was lost with its leader comes a first time.
         let twice = !self.metad.orders.insert(order) && again;
-        if twice || over {
+        // An appointment that comes again is only called off again: it decides nothing.
+        if (twice || over) && !matches!(command.op, Op::Appoint { .. }) {
             let changed: Vec<String> = outcome
                 .changes
                 .iter()
@@ -388,7 +394,8 @@ impl World {
             self.check_aba(&format!("{:?}", command.op), twice, &changed);
         }
         self.snapshots_changed();
-        if outcome.changes.iter().any(|c| c.table == meta::Table::Volumes) {
+        let of_volumes = |t| matches!(t, meta::Table::Volumes | meta::Table::Trash);
+        if outcome.changes.iter().any(|c| of_volumes(c.table)) {
             self.volumes_changed();
         }
         self.configurations_changed();
@@ -619,5 +626,6 @@ fn matters(table: meta::Table) -> bool {
             | meta::Table::Branches
             | meta::Table::Chunks
             | meta::Table::Snapshots
+            | meta::Table::Trash
     )
 }

@@ -179,6 +179,7 @@ impl World {
                 let row = sealed[self.rng.index(sealed.len())].clone();
                 self.roll_back(&row);
             }
+            75..85 if self.volumes.iter().any(|v| v.trashed) => self.empty_trash(),
             _ if live > VOLUMES_LEAST => self.delete_volume(),
             _ => {}
         }
@@ -231,6 +232,22 @@ impl World {
         self.begin_errand(v, request);
     }
 
+    /// Restores a volume, or erases it before its time.
+    fn empty_trash(&mut self) {
+        let trashed = |v: &&crate::guest::Volume| v.trashed && v.gone.is_none();
+        let names: Vec<String> = self.volumes.iter().filter(trashed).map(|v| v.name.clone()).collect();
+        if names.is_empty() {
+            return;
+        }
+        let name = names[self.rng.index(names.len())].clone();
+        let request = if self.rng.permille(700) {
+            AdminRequest::VolumeRestore { name, to: None }
+        } else {
+            AdminRequest::VolumePurge { name }
+        };
+        self.operator_asks(request);
+    }
+
     fn delete_volume(&mut self) {
         // One stays, whatever is still on its way.
         let v = self.some_volume();
@@ -242,8 +259,8 @@ impl World {
             name: self.volumes[v].name.clone(),
             force: force.then(|| "not needed any more".into()),
             with_snapshots: self.rng.permille(600),
-            now: true,
-            despite_clones: false,
+            now: self.rng.permille(400),
+            despite_clones: self.rng.permille(500),
         };
         if force {
             return self.operator_asks(request);

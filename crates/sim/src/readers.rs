@@ -135,7 +135,7 @@ impl World {
     ) -> bool {
         let Some(r) = self.readers.open.get_mut(&at) else { return false };
         let Some((first, count)) = r.asked.remove(&ticket) else { return true };
-        let (name, key, what) = (r.name.clone(), r.key, r.what);
+        let (name, key, what, volume) = (r.name.clone(), r.key, r.what, r.volume);
         match result {
             Ok(GuestReply::Read(pieces)) => {
                 self.judge_reader(&name, key, first, count, pieces);
@@ -151,7 +151,7 @@ impl World {
             {
                 self.reader_closes(at);
             }
-            Err(_) if !self.metad.state.snapshots().contains_key(&key) => {
+            Err(_) if !self.metad.state.snapshots().contains_key(&key) || self.volumes[volume].trashed => {
                 // Who reads is told by the end of its export; what has changed may end for other reasons too.
                 if what != What::Data {
                     self.reader_closes(at);

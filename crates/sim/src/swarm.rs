@@ -53,6 +53,8 @@ pub struct Swarm {
     pub snapshots_kept: usize,
     /// Of a thousand of the operator's turns: clones, rollbacks, deletions of volumes.
     pub clones: u64,
+    /// Deleted volumes rest so long.
+    pub trash: Span,
 }
 
 /// Faults that a seed draws; the others of the table happen along with these.
@@ -111,6 +113,7 @@ impl Swarm {
         if clones > 0 {
             volumes.iter_mut().for_each(|(_, taste)| taste.map = map);
         }
+        let trash = Span::secs(own.pick(&[0, 4, 15, 86_400]));
         let ends_early = clones > 0 && own.permille(500);
         if tight && snapshots > 0 {
             // A discard over a snapshot takes an extent, for which a session has no credit: on a full drive it is refused
@@ -147,6 +150,7 @@ impl Swarm {
             groups,
             snapshots_kept,
             clones,
+            trash,
         }
     }
 

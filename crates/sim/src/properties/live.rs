@@ -12,7 +12,7 @@ const STEP: u64 = 32;
 impl World {
     /// What is not at rest yet, in words; none: everything is.
     fn unrest(&mut self) -> Option<String> {
-        for v in self.volumes.iter().filter(|v| v.gone.is_none()) {
+        for v in self.volumes.iter().filter(|v| v.is_there()) {
             let branch = v.branch?;
             match v.present() {
                 Some(c) if c.state == ClientState::Open => {}
