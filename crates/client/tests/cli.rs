@@ -49,6 +49,10 @@ fn a_dry_run_ends_starts_and_writes_nothing() {
         (&["volume", "rollback", "v@a"], "would take volume v back to v@a\n"),
         (&["volume", "delete", "v", "--now"], "would delete volume v and all its data, now\n"),
         (&["volume", "restore", "v12", "--as", "w"], "would restore volume v12 as w\n"),
+        (&["policy", "create", "p", "--schedule", "daily", "--keep-last", "3"], "would make policy p\n"),
+        (&["policy", "attach", "p", "v", "w"], "would attach policy p to v, w\n"),
+        (&["policy", "delete", "p"], "would delete policy p\n"),
+        (&["volume", "quota", "v", "--snapshots", "5"], "would say that volume v may have 5 snapshots\n"),
         (&["volume", "purge", "v"], "would erase deleted volume v for good\n"),
         (
             &["volume", "delete", "v", "--with-snapshots"],

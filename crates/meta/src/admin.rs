@@ -1,11 +1,12 @@
 //! What operators ask, and what they hear. The edge translates these to and from gRPC.
 
-use crate::model::Class;
+use crate::model::{Class, Quota};
 use crate::view::{
-    ClusterView, DriveView, EventView, JobView, NodeView, SnapshotView, TrashView, VolumeLine, VolumeView,
-    WaitFor,
+    ClusterView, DriveView, EventView, JobView, NodeView, PolicyView, SnapshotView, TrashView, VolumeLine,
+    VolumeView, WaitFor,
 };
 use proto::{BranchId, ClusterId, DriveId, Generation, JobId, NodeId, ProcessNumber, RequestId, VolumeId};
+use schedule::Retention;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -168,6 +169,34 @@ pub enum AdminRequest {
         job: JobId,
     },
 
+    // Policies.
+    PolicyCreate {
+        name: String,
+        schedules: Vec<String>,
+        jitter_ms: u64,
+        retention: Retention,
+    },
+    /// All, or one.
+    PolicyList {
+        name: Option<String>,
+    },
+    PolicyDelete {
+        name: String,
+    },
+    PolicyAttach {
+        name: String,
+        volume: String,
+    },
+    PolicyDetach {
+        name: String,
+        volume: String,
+    },
+    /// How many snapshots a volume may have; none: as many as there can be.
+    VolumeQuota {
+        name: String,
+        quota: Option<Quota>,
+    },
+
     // Snapshots.
     /// Several: a group, sealed at one moment. Answered when all are sealed.
     SnapshotCreate {
@@ -257,4 +286,5 @@ pub enum AdminAnswer {
         until_ms: u64,
     },
     Trash(Vec<TrashView>),
+    Policies(Vec<PolicyView>),
 }

@@ -12,7 +12,7 @@ use crate::model::{Class, JobState, Phase, Snapshot, SnapshotState};
 use crate::name::{check_copies, check_name, check_size};
 use crate::refusal::{AdminRefusal, Noun};
 use crate::rows::Key;
-use crate::seal::SNAPSHOTS_MAX;
+use crate::seal::{SNAPSHOTS_MAX, Whose};
 use crate::state::MetaState;
 use proto::{BranchId, Generation, Geometry, Level, VolumeId};
 use std::collections::BTreeMap;
@@ -58,7 +58,8 @@ impl MetaState {
         if self.branches[&branch].generation != seen {
             return Err(AdminRefusal::Changed { name: self.volumes[&volume].name.clone() });
         }
-        self.seal_all(at, &[item], &BTreeMap::new(), 0, name.is_none())
+        let whose = if name.is_none() { Whose::Nobody } else { Whose::Operator };
+        self.seal_all(at, &[item], &BTreeMap::new(), 0, whose)
     }
 
     /// What can be forked: also a hidden snapshot.

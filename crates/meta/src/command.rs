@@ -5,18 +5,19 @@
 //! no chance. New kinds of `Op` go to the end of the enum and raise `COMMAND_FORMAT`; a command is written in
 //! the oldest format that has it, so that metads are upgraded one after the other.
 
-use crate::model::{Class, DownCause};
+use crate::model::{Class, DownCause, PolicyId, Quota};
 use crate::settings::Setting;
 use proto::control::{ChunkChange, HeldReplica, SessionKind, VolumeRef};
 use proto::{
     BranchId, ChunkIndex, ClusterId, ConfigNumber, DriveId, Epoch, Generation, Geometry, JobId, ListIndex,
     NodeId, OpenId, ProcessNumber, RequestId, VolumeId,
 };
+use schedule::{Retention, Schedule};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Newest version of the encoding of commands.
-pub const COMMAND_FORMAT: u8 = 6;
+pub const COMMAND_FORMAT: u8 = 7;
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Command {
@@ -370,6 +371,37 @@ pub enum Op {
         volume: VolumeId,
         early: bool,
     },
+
+    // Format 7. Policies.
+    PolicyCreate {
+        name: String,
+        schedules: Vec<Schedule>,
+        jitter_ms: u64,
+        retention: Retention,
+        /// Snapshots of a volume that it comes to keep: computed by the proposer.
+        keeps: u64,
+    },
+    PolicyDelete {
+        policy: PolicyId,
+    },
+    PolicyAttach {
+        policy: PolicyId,
+        volume: VolumeId,
+    },
+    PolicyDetach {
+        policy: PolicyId,
+        volume: VolumeId,
+    },
+    QuotaSet {
+        volume: VolumeId,
+        quota: Option<Quota>,
+    },
+    /// A slot of a policy's has come. Only a later one than the last is run.
+    PolicyRun {
+        policy: PolicyId,
+        item: SnapshotItem,
+        slot_ms: u64,
+    },
 }
 
 impl Op {
@@ -393,6 +425,12 @@ impl Op {
             | Op::CloneCreate { .. }
             | Op::Rollback { .. } => 4,
             Op::VolumeTrash { .. } | Op::VolumeRestore { .. } | Op::VolumePurge { .. } => 6,
+            Op::PolicyCreate { .. }
+            | Op::PolicyDelete { .. }
+            | Op::PolicyAttach { .. }
+            | Op::PolicyDetach { .. }
+            | Op::QuotaSet { .. }
+            | Op::PolicyRun { .. } => 7,
             _ => 1,
         }
     }

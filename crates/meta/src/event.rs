@@ -64,6 +64,12 @@ pub enum EventKind {
     SnapshotProtected { name: String, until_ms: u64, forced: Option<String> },
     VolumeTrashed { name: String, until_ms: u64, forced: Option<String> },
     VolumeRestored { name: String, was: String },
+    PolicyCreated { name: String },
+    PolicyDeleted { name: String },
+    PolicyAttached { policy: String, name: String },
+    PolicyDetached { policy: String, name: String },
+    PolicyPruned { names: Vec<String> },
+    QuotaSet { name: String, most: Option<u32> },
 }
 
 impl EventKind {
@@ -107,6 +113,12 @@ impl EventKind {
             EventKind::Flattened { .. } => "Flattened",
             EventKind::VolumeTrashed { .. } => "VolumeTrashed",
             EventKind::VolumeRestored { .. } => "VolumeRestored",
+            EventKind::PolicyCreated { .. } => "PolicyCreated",
+            EventKind::PolicyDeleted { .. } => "PolicyDeleted",
+            EventKind::PolicyAttached { .. } => "PolicyAttached",
+            EventKind::PolicyDetached { .. } => "PolicyDetached",
+            EventKind::PolicyPruned { .. } => "PolicyPruned",
+            EventKind::QuotaSet { .. } => "QuotaSet",
         }
     }
 
@@ -212,6 +224,21 @@ impl fmt::Display for EventKind {
                     forced.as_ref().map_or_else(String::new, |r| format!(", although attached: {r}"));
                 write!(f, "volume {name} deleted; it rests until {}{reason}", show_date(*until_ms))
             }
+            EventKind::PolicyCreated { name } => write!(f, "policy {name} is made"),
+            EventKind::PolicyDeleted { name } => write!(f, "policy {name} deleted"),
+            EventKind::PolicyAttached { policy, name } => {
+                write!(f, "volume {name} gets snapshots by policy {policy}")
+            }
+            EventKind::PolicyDetached { policy, name } => {
+                write!(f, "volume {name} gets no snapshots by policy {policy} any more")
+            }
+            EventKind::PolicyPruned { names } => {
+                write!(f, "snapshot {} deleted: its policy keeps it no more", names.join(", "))
+            }
+            EventKind::QuotaSet { name, most: Some(most) } => {
+                write!(f, "volume {name} may have {most} snapshots")
+            }
+            EventKind::QuotaSet { name, most: None } => write!(f, "volume {name} has no quota of snapshots"),
             EventKind::VolumeRestored { name, was } if name == was => {
                 write!(f, "volume {name} restored from the trash")
             }

@@ -6,6 +6,7 @@ use proto::{
     BranchId, ClusterId, DriveId, Epoch, Generation, Geometry, Level, LogIndex, NodeId, OpenId,
     ProcessNumber, VolumeId,
 };
+use schedule::{Retention, Schedule};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -25,6 +26,7 @@ pub struct Head {
     /// Number of the last answer kept for repeats.
     pub last_kept: u64,
     pub last_job: u64,
+    pub last_policy: u64,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -121,6 +123,53 @@ pub struct Trashed {
     pub trashed_ms: u64,
     /// Erased from then on (Unix ms), once nobody reads from it.
     pub until_ms: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+pub struct PolicyId(pub u64);
+impl std::fmt::Display for PolicyId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "p{}", self.0)
+    }
+}
+
+/// When volumes get a snapshot, and which of these are kept.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Policy {
+    pub name: String,
+    /// A time that several name is one slot.
+    pub schedules: Vec<Schedule>,
+    /// Runs are spread over so many ms after their slot.
+    pub jitter_ms: u64,
+    pub retention: Retention,
+    /// Snapshots of a volume that it comes to keep.
+    pub keeps: u64,
+    pub created_ms: u64,
+}
+
+/// A policy attached to a volume.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct PolicyUse {
+    pub since_ms: u64,
+    /// The last slot that was run; or since when it is attached.
+    pub ran_ms: u64,
+    /// The same before that run, which may come to nothing.
+    pub before_ms: u64,
+}
+
+/// How many snapshots a volume may have.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Quota {
+    pub most: u32,
+    /// What policies make does not count.
+    pub manual_only: bool,
+}
+
+/// The run of a policy that made a snapshot.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Made {
+    pub policy: PolicyId,
+    pub slot_ms: u64,
 }
 
 /// Life of a branch.
@@ -240,6 +289,8 @@ pub struct Snapshot {
     pub created_ms: u64,
     /// A fork point in the making, which no operator sees: gone when there is a fork of it, or after a while.
     pub hidden: bool,
+    /// None: by hand.
+    pub policy: Option<Made>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]

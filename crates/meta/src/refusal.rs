@@ -15,6 +15,7 @@ pub enum Noun {
     Job,
     /// A deleted volume.
     Trashed,
+    Policy,
 }
 impl Noun {
     #[must_use]
@@ -26,6 +27,7 @@ impl Noun {
             Noun::Snapshot => "snapshot",
             Noun::Job => "job",
             Noun::Trashed => "deleted volume",
+            Noun::Policy => "policy",
         }
     }
 }
@@ -213,6 +215,32 @@ pub enum AdminRefusal {
         name: String,
         state: String,
     },
+    /// The volume's quota allows fewer snapshots than there would be.
+    PolicyConflict {
+        policy: String,
+        name: String,
+        needs: u64,
+        most: u32,
+    },
+    QuotaFull {
+        name: String,
+        most: u32,
+        by_hand: u64,
+        /// For policies.
+        reserved: u64,
+    },
+    PolicyInUse {
+        name: String,
+        volumes: Vec<String>,
+    },
+    PolicyNotAttached {
+        policy: String,
+        name: String,
+    },
+    BadPolicy {
+        name: String,
+        why: String,
+    },
     /// The name of a deleted volume is another one's by now.
     RestoreTaken {
         name: String,
@@ -284,6 +312,11 @@ impl AdminRefusal {
             AdminRefusal::NotAClone { .. } => 1502,
             AdminRefusal::JobOver { .. } => 1503,
             AdminRefusal::RestoreTaken { .. } => 1504,
+            AdminRefusal::PolicyConflict { .. } => 1601,
+            AdminRefusal::QuotaFull { .. } => 1602,
+            AdminRefusal::PolicyInUse { .. } => 1603,
+            AdminRefusal::PolicyNotAttached { .. } => 1604,
+            AdminRefusal::BadPolicy { .. } => 1605,
             AdminRefusal::BadSize { .. } => 1201,
             AdminRefusal::BadChunkSize { .. } => 1202,
             AdminRefusal::Attached { .. } | AdminRefusal::InUse { .. } => 1203,
@@ -309,8 +342,9 @@ impl AdminRefusal {
             | AdminRefusal::BadMinInSync { .. }
             | AdminRefusal::BadGroup { .. }
             | AdminRefusal::CloneSmaller { .. }
+            | AdminRefusal::BadPolicy { .. }
             | AdminRefusal::BadLabel { .. } => exit::USAGE,
-            AdminRefusal::NotFound { .. } => exit::NOT_FOUND,
+            AdminRefusal::NotFound { .. } | AdminRefusal::PolicyNotAttached { .. } => exit::NOT_FOUND,
             AdminRefusal::ClusterExists { .. }
             | AdminRefusal::Exists { .. }
             | AdminRefusal::RestoreTaken { .. }
@@ -330,6 +364,8 @@ impl AdminRefusal {
             | AdminRefusal::NotSealed { .. }
             | AdminRefusal::HasSnapshots { .. }
             | AdminRefusal::HasClones { .. }
+            | AdminRefusal::PolicyConflict { .. }
+            | AdminRefusal::PolicyInUse { .. }
             | AdminRefusal::NotAClone { .. }
             | AdminRefusal::JobOver { .. }
             | AdminRefusal::Shrink { .. } => exit::STATE,
@@ -343,7 +379,7 @@ impl AdminRefusal {
             AdminRefusal::PlacementOutdated
             | AdminRefusal::SealCalledOff { .. }
             | AdminRefusal::GroupNotReady { .. } => exit::FAILURE,
-            AdminRefusal::TooManySnapshots { .. } => exit::FULL,
+            AdminRefusal::TooManySnapshots { .. } | AdminRefusal::QuotaFull { .. } => exit::FULL,
             AdminRefusal::OutcomeUnknown => exit::UNKNOWN_OUTCOME,
         }
     }
@@ -409,6 +445,19 @@ impl AdminRefusal {
             }
             AdminRefusal::NotAClone { name } => format!("volume \"{name}\" reads nothing from a parent"),
             AdminRefusal::JobOver { name, state } => format!("job {name} is {state}"),
+            AdminRefusal::PolicyConflict { policy, name, needs, most } => {
+                format!(
+                    "volume \"{name}\" may have {most} snapshots; with policy {policy} it comes to {needs}"
+                )
+            }
+            AdminRefusal::QuotaFull { name, most, .. } => {
+                format!("volume \"{name}\" may have {most} snapshots, and no more")
+            }
+            AdminRefusal::PolicyInUse { name, .. } => format!("policy {name} is attached"),
+            AdminRefusal::PolicyNotAttached { policy, name } => {
+                format!("policy {policy} is not attached to volume \"{name}\"")
+            }
+            AdminRefusal::BadPolicy { name, .. } => format!("policy {name} cannot be made"),
             AdminRefusal::RestoreTaken { name, .. } => {
                 format!("volume \"{name}\" exists: what was deleted cannot have that name again")
             }
@@ -439,6 +488,7 @@ impl AdminRefusal {
     }
 
     /// Second line: why.
+    #[expect(clippy::too_many_lines, reason = "a table: a line for each kind")]
     #[must_use]
     pub fn cause(&self) -> String {
         match self {
@@ -490,6 +540,16 @@ impl AdminRefusal {
             AdminRefusal::CloneSmaller { .. } => "a clone has all that its snapshot has".into(),
             AdminRefusal::NotAClone { .. } => "it is no clone, or was flattened".into(),
             AdminRefusal::JobOver { .. } => "what has ended cannot be called off".into(),
+            AdminRefusal::PolicyConflict { .. } => {
+                "the quota counts what policies keep, and what is made by hand".into()
+            }
+            AdminRefusal::QuotaFull { by_hand, reserved: 0, .. } => format!("{by_hand} are made by hand"),
+            AdminRefusal::QuotaFull { by_hand, reserved, .. } => {
+                format!("{by_hand} are made by hand, and its policies come to keep {reserved}")
+            }
+            AdminRefusal::PolicyInUse { volumes, .. } => volumes.join(", "),
+            AdminRefusal::PolicyNotAttached { .. } => "it never was, or was detached".into(),
+            AdminRefusal::BadPolicy { why, .. } => why.clone(),
             AdminRefusal::RestoreTaken { .. } => "the name of a deleted volume is free for others".into(),
             AdminRefusal::OtherControl { .. } => "blockd and metad must be of one version".into(),
             AdminRefusal::BadSize { .. } => "sizes are multiples of 4 KiB from 1 MiB to 16 TiB".into(),
@@ -575,6 +635,22 @@ impl AdminRefusal {
             }
             AdminRefusal::BadGroup { .. } => "name each volume once: VOL@NAME VOL2@NAME".into(),
             AdminRefusal::BadLabel { .. } => "--label app=db".into(),
+            AdminRefusal::PolicyConflict { name, needs, .. } => {
+                format!(
+                    "keep less, or: blockctl volume quota {name} --snapshots {needs}, or with --manual-only"
+                )
+            }
+            AdminRefusal::QuotaFull { name, .. } => {
+                format!("delete some: blockctl snapshot list {name}; or: blockctl volume quota {name}")
+            }
+            AdminRefusal::PolicyInUse { name, volumes } => {
+                let volume = volumes.first().map_or("VOL", |v| v.split(' ').next().unwrap_or(v));
+                format!("blockctl policy detach {name} {volume}")
+            }
+            AdminRefusal::PolicyNotAttached { policy, .. } => format!("blockctl policy show {policy}"),
+            AdminRefusal::BadPolicy { name, .. } => {
+                format!("for instance: blockctl policy create {name} --schedule daily --keep-daily 7")
+            }
             AdminRefusal::RestoreTaken { name, volume } => {
                 format!("blockctl volume restore {volume} --as {name}-restored")
             }

@@ -4,6 +4,7 @@ use crate::admin::{AdminAnswer, AdminRequest};
 use crate::model::{Branch, JobState, Phase, SnapshotState};
 use crate::refusal::{AdminRefusal, Noun};
 use crate::requests::{find_node, find_snapshot, find_volume};
+use crate::runs::{policy_names, policy_word};
 use crate::service::Service;
 use crate::state::MetaState;
 use crate::survey::{Fault, Survey};
@@ -44,6 +45,9 @@ impl Service {
             }
             AdminRequest::VolumeShow { name } => {
                 AdminAnswer::Volume(Box::new(self.volume_view(state, find_volume(state, &name)?)))
+            }
+            AdminRequest::PolicyList { name } => {
+                AdminAnswer::Policies(self.policy_views(state, name.as_deref())?)
             }
             AdminRequest::TrashList => AdminAnswer::Trash(state.trash_views()),
             AdminRequest::SnapshotList { volume } => {
@@ -180,6 +184,8 @@ impl Service {
             drives: drives.into_iter().map(|(d, n)| (state.drives()[&d].node, d, n)).collect(),
             snapshots: state.snapshots_of(id).map(|(_, s)| s.name.clone()).collect(),
             parent: row.tie().map(|tie| state.point_name(tie.branch, tie.generation)),
+            policies: policy_names(state, id),
+            quota: state.quota(id),
         }
     }
 
@@ -266,6 +272,7 @@ pub(crate) fn snapshot_view(state: &MetaState, key: (BranchId, Generation)) -> O
         labels: s.labels.clone(),
         protect_until_ms: s.protect_until_ms,
         clones: state.clones_of(key),
+        policy: s.policy.map(|made| policy_word(state, made.policy)),
         unconfirmed: u32::try_from(state.owed_of(key.0).len()).unwrap_or(u32::MAX),
     })
 }

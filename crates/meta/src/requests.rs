@@ -214,23 +214,9 @@ impl Service {
                 check_copies(class.copies, class.min_in_sync)?;
                 command(Op::VolumeClass { volume: find_volume(state, &name)?, class })
             }
-            AdminRequest::VolumeDelete { name, force, with_snapshots, now, despite_clones } => {
-                let volume = find_volume(state, &name)?;
-                let rests = !now && (despite_clones || state.settings().trash_ms > 0);
-                command(if rests {
-                    Op::VolumeTrash { volume, force, with_snapshots, despite_clones }
-                } else {
-                    Op::VolumeDelete { volume, force, with_snapshots }
-                })
-            }
-            AdminRequest::VolumeRestore { name, to } => {
-                let volume = state.find_trashed(&name)?;
-                let name = to.unwrap_or_else(|| state.trash()[&volume].volume.name.clone());
-                command(Op::VolumeRestore { volume, name })
-            }
-            AdminRequest::VolumePurge { name } => {
-                command(Op::VolumePurge { volume: state.find_trashed(&name)?, early: true })
-            }
+            AdminRequest::VolumeDelete { .. }
+            | AdminRequest::VolumeRestore { .. }
+            | AdminRequest::VolumePurge { .. } => command(trash_command(state, request)?),
             AdminRequest::VolumeFlatten { name } => {
                 let volume = find_volume(state, &name)?;
                 command(Op::Flatten { volume, branch: state.volumes()[&volume].branch })
@@ -239,6 +225,11 @@ impl Service {
             AdminRequest::VolumeVerify { name, request } => {
                 self.verify(state, &name, request).map(Decided::Answer)
             }
+            AdminRequest::PolicyCreate { .. }
+            | AdminRequest::PolicyDelete { .. }
+            | AdminRequest::PolicyAttach { .. }
+            | AdminRequest::PolicyDetach { .. }
+            | AdminRequest::VolumeQuota { .. } => command(self.policy_command(state, request)?),
             AdminRequest::SnapshotDelete { .. }
             | AdminRequest::SnapshotRename { .. }
             | AdminRequest::SnapshotProtect { .. }
@@ -315,6 +306,30 @@ impl Service {
                 Err(AdminRefusal::NotReady { name: name.to_owned() })
             }
         }
+    }
+}
+
+/// Deleting, and what was deleted.
+fn trash_command(state: &MetaState, request: AdminRequest) -> Result<Op, AdminRefusal> {
+    match request {
+        AdminRequest::VolumeDelete { name, force, with_snapshots, now, despite_clones } => {
+            let volume = find_volume(state, &name)?;
+            let rests = !now && (despite_clones || state.settings().trash_ms > 0);
+            Ok(if rests {
+                Op::VolumeTrash { volume, force, with_snapshots, despite_clones }
+            } else {
+                Op::VolumeDelete { volume, force, with_snapshots }
+            })
+        }
+        AdminRequest::VolumeRestore { name, to } => {
+            let volume = state.find_trashed(&name)?;
+            let name = to.unwrap_or_else(|| state.trash()[&volume].volume.name.clone());
+            Ok(Op::VolumeRestore { volume, name })
+        }
+        AdminRequest::VolumePurge { name } => {
+            Ok(Op::VolumePurge { volume: state.find_trashed(&name)?, early: true })
+        }
+        _ => unreachable!("only these are ordered here"),
     }
 }
 

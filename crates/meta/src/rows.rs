@@ -1,6 +1,7 @@
 //! The state as rows: what the edge commits to its database together with the applied index.
 
 use crate::chunks::PAGE_CHUNKS;
+use crate::model::PolicyId;
 use proto::{BranchId, ChunkIndex, DriveId, Generation, JobId, NodeId, RequestId, VolumeId};
 use std::sync::Arc;
 
@@ -25,11 +26,15 @@ pub enum Table {
     /// Keep-lists that drives have not confirmed yet.
     Owed = 15,
     Jobs = 17,
+    Policies = 16,
+    /// Which are attached to which volumes.
+    PolicyUses = 19,
+    Quotas = 20,
     /// Deleted volumes that rest.
     Trash = 18,
 }
 impl Table {
-    pub const ALL: [Table; 14] = [
+    pub const ALL: [Table; 17] = [
         Table::Head,
         Table::Settings,
         Table::Nodes,
@@ -44,6 +49,9 @@ impl Table {
         Table::Owed,
         Table::Jobs,
         Table::Trash,
+        Table::Policies,
+        Table::PolicyUses,
+        Table::Quotas,
     ];
     #[must_use]
     pub fn from_number(n: u8) -> Option<Table> {
@@ -93,6 +101,9 @@ pub(crate) enum Key {
     Owed(DriveId, BranchId),
     Job(JobId),
     Trash(VolumeId),
+    Policy(PolicyId),
+    PolicyUse(VolumeId, PolicyId),
+    Quota(VolumeId),
 }
 
 impl Key {
@@ -112,6 +123,9 @@ impl Key {
             Key::Owed(..) => Table::Owed,
             Key::Job(_) => Table::Jobs,
             Key::Trash(_) => Table::Trash,
+            Key::Policy(_) => Table::Policies,
+            Key::PolicyUse(..) => Table::PolicyUses,
+            Key::Quota(_) => Table::Quotas,
         }
     }
 
@@ -120,7 +134,7 @@ impl Key {
             Key::Head | Key::Settings => vec![0],
             Key::Node(n) => n.0.to_be_bytes().to_vec(),
             Key::Drive(d) => d.0.to_be_bytes().to_vec(),
-            Key::Volume(v) | Key::Trash(v) => v.0.to_be_bytes().to_vec(),
+            Key::Volume(v) | Key::Trash(v) | Key::Quota(v) => v.0.to_be_bytes().to_vec(),
             Key::Branch(b) => b.0.to_be_bytes().to_vec(),
             Key::Chunks(b, page) => [&b.0.to_be_bytes()[..], &page.to_be_bytes()].concat(),
             Key::Garbage(d, b, page) => {
@@ -129,6 +143,8 @@ impl Key {
             Key::Kept(r) => r.0.to_be_bytes().to_vec(),
             Key::Event(e) => e.to_be_bytes().to_vec(),
             Key::Snapshot(b, g) => [&b.0.to_be_bytes()[..], &g.0.to_be_bytes()].concat(),
+            Key::Policy(p) => p.0.to_be_bytes().to_vec(),
+            Key::PolicyUse(v, p) => [v.0.to_be_bytes(), p.0.to_be_bytes()].concat(),
             Key::Owed(d, b) => [d.0.to_be_bytes(), b.0.to_be_bytes()].concat(),
             Key::Job(j) => j.0.to_be_bytes().to_vec(),
         }
@@ -154,6 +170,11 @@ impl Key {
                 Key::Snapshot(BranchId(be64(key.get(..8)?)?), Generation(be32(key.get(8..)?)?))
             }
             Table::Trash => Key::Trash(VolumeId(be64(key)?)),
+            Table::Quotas => Key::Quota(VolumeId(be64(key)?)),
+            Table::Policies => Key::Policy(PolicyId(be64(key)?)),
+            Table::PolicyUses => {
+                Key::PolicyUse(VolumeId(be64(key.get(..8)?)?), PolicyId(be64(key.get(8..)?)?))
+            }
             Table::Owed => Key::Owed(DriveId(be64(key.get(..8)?)?), BranchId(be64(key.get(8..)?)?)),
             Table::Jobs => Key::Job(JobId(be64(key)?)),
         })

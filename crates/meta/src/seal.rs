@@ -7,7 +7,7 @@
 use crate::admin::AdminAnswer;
 use crate::command::SnapshotItem;
 use crate::event::EventKind;
-use crate::model::{Phase, Seal, Snapshot, SnapshotState};
+use crate::model::{Made, Phase, Seal, Snapshot, SnapshotState};
 use crate::name::{check_labels, check_name};
 use crate::refusal::{AdminRefusal, Noun};
 use crate::rows::Key;
@@ -19,6 +19,15 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// Snapshots of one volume.
 pub const SNAPSHOTS_MAX: usize = 10_000;
+/// Whom a snapshot is made for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Whose {
+    Operator,
+    /// A fork point: with a name that no operator can give.
+    Nobody,
+    Policy(Made),
+}
+
 /// Volumes of one group.
 pub const GROUP_MAX: usize = 256;
 
@@ -33,20 +42,22 @@ impl MetaState {
         check_labels(labels)?;
         for item in items {
             check_name(&item.name)?;
+            self.check_quota(item.volume)?;
         }
-        self.seal_all(at, items, labels, protect_until_ms, false)
+        self.seal_all(at, items, labels, protect_until_ms, Whose::Operator)
     }
 
-    /// Begins to seal these volumes; hidden: with names that no operator can give.
+    /// Begins to seal these volumes.
     pub(crate) fn seal_all(
         &mut self,
         at: u64,
         items: &[SnapshotItem],
         labels: &BTreeMap<String, String>,
         protect_until_ms: u64,
-        hidden: bool,
+        whose: Whose,
     ) -> Result<AdminAnswer, AdminRefusal> {
         let branches: BTreeSet<BranchId> = items.iter().map(|i| i.branch).collect();
+        let hidden = whose == Whose::Nobody;
         if items.is_empty() || items.len() > GROUP_MAX || branches.len() != items.len() {
             return Err(AdminRefusal::BadGroup { most: GROUP_MAX as u64 });
         }
@@ -72,6 +83,7 @@ impl MetaState {
                 protect_until_ms,
                 created_ms: at,
                 hidden,
+                policy: if let Whose::Policy(made) = whose { Some(made) } else { None },
             };
             self.snapshots.insert((item.branch, generation), snapshot);
             if hidden {
@@ -173,7 +185,7 @@ impl MetaState {
     }
 
     fn all_sealed(&mut self, at: u64, branches: &BTreeSet<BranchId>) {
-        let mut names = Vec::new();
+        let (mut names, mut made) = (Vec::new(), Vec::new());
         for branch in branches {
             let row = self.branches.get_mut(branch).expect("the caller looked it up");
             let seal = row.sealing.take().expect("only what is being sealed is sealed");
@@ -184,12 +196,17 @@ impl MetaState {
             self.mark(Key::Snapshot(key.0, key.1));
             self.owe(*branch);
             self.changed_views(*branch);
-            if !self.snapshots[&key].hidden {
+            let s = &self.snapshots[&key];
+            made.extend(s.policy.map(|made| (s.volume, made)));
+            if !s.hidden {
                 names.push(self.snapshot_name(key.0, key.1));
             }
         }
         if !names.is_empty() {
             self.log(at, EventKind::SnapshotSealed { names });
+        }
+        for (volume, made) in made {
+            self.retain(at, volume, made.policy);
         }
     }
 
@@ -202,8 +219,13 @@ impl MetaState {
             let row = self.branches.get_mut(&branch).expect("indexed as being sealed");
             let seal = row.sealing.take().expect("indexed as being sealed");
             self.index.sealing.remove(&branch);
-            if !self.snapshots[&(branch, seal.generation)].hidden {
+            let s = &self.snapshots[&(branch, seal.generation)];
+            let run = s.policy.map(|made| (s.volume, made));
+            if !s.hidden {
                 names.push(self.snapshot_name(branch, seal.generation));
+            }
+            if let Some((volume, made)) = run {
+                self.run_failed(volume, made);
             }
             self.remove_snapshot(branch, seal.generation);
             self.changed_views(branch);

@@ -13,9 +13,11 @@ use crate::answer::Answer;
 use crate::command::{Command, Op};
 use crate::forking::Forking;
 use crate::liveness::Liveness;
+use crate::model::PolicyId;
 use crate::planner::Planner;
 use crate::refusal::AdminRefusal;
 use crate::resyncs::Resyncs;
+use crate::runs::Runs;
 use crate::seals::Seals;
 use crate::state::MetaState;
 use crate::trash::Resting;
@@ -121,6 +123,7 @@ pub struct Service {
     pub(crate) seals: Seals,
     pub(crate) forking: Forking,
     pub(crate) resting: Resting,
+    pub(crate) runs: Runs,
 }
 
 /// What an own command is about.
@@ -136,6 +139,8 @@ pub(crate) enum OwnKey {
     Unforked(proto::BranchId, proto::Generation),
     /// The end of a volume's rest.
     Purge(proto::VolumeId),
+    /// A policy's turn at a volume.
+    Run(proto::VolumeId, PolicyId),
 }
 
 impl Default for Service {
@@ -163,6 +168,7 @@ impl Service {
             seals: Seals::default(),
             forking: Forking::default(),
             resting: Resting::default(),
+            runs: Runs::default(),
         }
     }
 
@@ -185,6 +191,7 @@ impl Service {
                 self.resyncs = Resyncs::default();
                 self.planner = Planner::default();
                 self.resting = Resting::default();
+                self.runs = Runs::default();
                 self.watch.start_over(state);
             }
             ServiceEvent::LostLeader => {
@@ -211,7 +218,12 @@ impl Service {
         if !self.leader {
             return Time::FAR;
         }
-        let seals = self.seals.next_wake().min(self.forking.next_wake()).min(self.resting.next_wake());
+        let seals = self
+            .seals
+            .next_wake()
+            .min(self.forking.next_wake())
+            .min(self.resting.next_wake())
+            .min(self.runs.next_wake());
         self.liveness.next_wake().min(self.planner.next_wake()).min(self.watch.next_wake()).min(seals)
     }
 
@@ -229,6 +241,7 @@ impl Service {
         self.maintain_seals(state);
         self.maintain_forking(state);
         self.maintain_trash(state);
+        self.maintain_runs(state);
         self.maintain_planner(state);
         self.maintain_watch(state);
     }

@@ -12,7 +12,10 @@ use crate::dedup::Kept;
 use crate::event::EventRecord;
 use crate::garbage::{GarbageKey, GarbagePage};
 use crate::index::{self, Index};
-use crate::model::{Branch, Drive, Head, Job, JobState, Node, Snapshot, SnapshotState, Trashed, Volume};
+use crate::model::{
+    Branch, Drive, Head, Job, JobState, Node, Policy, PolicyId, PolicyUse, Quota, Snapshot, SnapshotState,
+    Trashed, Volume,
+};
 use crate::rows::{Key, KeyChange, LoadError, Row, Table};
 use crate::settings::Settings;
 use crate::touch::Touched;
@@ -33,6 +36,9 @@ pub struct MetaState {
     pub(crate) drives: BTreeMap<DriveId, Drive>,
     pub(crate) volumes: BTreeMap<VolumeId, Volume>,
     pub(crate) trash: BTreeMap<VolumeId, Trashed>,
+    pub(crate) policies: BTreeMap<PolicyId, Policy>,
+    pub(crate) policy_uses: BTreeMap<(VolumeId, PolicyId), PolicyUse>,
+    pub(crate) quotas: BTreeMap<VolumeId, Quota>,
     pub(crate) branches: BTreeMap<BranchId, Branch>,
     pub(crate) chunks: BTreeMap<BranchId, Chunks>,
     pub(crate) garbage: BTreeMap<GarbageKey, GarbagePage>,
@@ -58,6 +64,9 @@ impl PartialEq for MetaState {
             && self.drives == o.drives
             && self.volumes == o.volumes
             && self.trash == o.trash
+            && self.policies == o.policies
+            && self.policy_uses == o.policy_uses
+            && self.quotas == o.quotas
             && self.branches == o.branches
             && self.chunks == o.chunks
             && self.garbage == o.garbage
@@ -130,6 +139,12 @@ impl MetaState {
             Op::VolumeTrash { .. } | Op::VolumeRestore { .. } | Op::VolumePurge { .. } => {
                 Answer::Admin(self.perform_trash(at, &command.op))
             }
+            Op::PolicyCreate { .. }
+            | Op::PolicyDelete { .. }
+            | Op::PolicyAttach { .. }
+            | Op::PolicyDetach { .. }
+            | Op::QuotaSet { .. }
+            | Op::PolicyRun { .. } => Answer::Admin(self.perform_policy(at, &command.op)),
             Op::Attach { .. }
             | Op::Detach { .. }
             | Op::Release { .. }
@@ -191,6 +206,9 @@ impl MetaState {
             Key::Drive(d) => self.drives.get(&d).map(encode),
             Key::Volume(v) => self.volumes.get(&v).map(encode),
             Key::Trash(v) => self.trash.get(&v).map(encode),
+            Key::Policy(p) => self.policies.get(&p).map(encode),
+            Key::PolicyUse(v, p) => self.policy_uses.get(&(v, p)).map(encode),
+            Key::Quota(v) => self.quotas.get(&v).map(encode),
             Key::Branch(b) => self.branches.get(&b).map(encode),
             Key::Chunks(b, page) => self.chunks.get(&b)?.row(page),
             Key::Garbage(d, b, page) => self.garbage.get(&(d, b, page)).map(encode),
@@ -211,6 +229,9 @@ impl MetaState {
             .chain(self.drives.keys().map(|k| Key::Drive(*k)))
             .chain(self.volumes.keys().map(|k| Key::Volume(*k)))
             .chain(self.trash.keys().map(|k| Key::Trash(*k)))
+            .chain(self.policies.keys().map(|k| Key::Policy(*k)))
+            .chain(self.policy_uses.keys().map(|(v, p)| Key::PolicyUse(*v, *p)))
+            .chain(self.quotas.keys().map(|k| Key::Quota(*k)))
             .chain(self.branches.keys().map(|k| Key::Branch(*k)))
             .chain(chunks)
             .chain(self.garbage.keys().map(|(d, b, p)| Key::Garbage(*d, *b, *p)))
@@ -263,6 +284,9 @@ impl MetaState {
             Key::Drive(d) => drop(self.drives.insert(d, decode(value)?)),
             Key::Volume(v) => drop(self.volumes.insert(v, decode(value)?)),
             Key::Trash(v) => drop(self.trash.insert(v, decode(value)?)),
+            Key::Policy(p) => drop(self.policies.insert(p, decode(value)?)),
+            Key::PolicyUse(v, p) => drop(self.policy_uses.insert((v, p), decode(value)?)),
+            Key::Quota(v) => drop(self.quotas.insert(v, decode(value)?)),
             Key::Branch(b) => drop(self.branches.insert(b, decode(value)?)),
             Key::Chunks(..) => return None,
             Key::Garbage(d, b, page) => drop(self.garbage.insert((d, b, page), decode(value)?)),
@@ -325,6 +349,12 @@ impl MetaState {
             |(v, row): (&VolumeId, &Volume)| self.branches.get(&row.branch).is_some_and(|b| b.volume == *v);
         if !self.volumes.iter().chain(self.trash.iter().map(|(id, t)| (id, &t.volume))).all(own) {
             return Err(LoadError::Torn("a volume without a branch"));
+        }
+        let attached =
+            |(v, p): &(VolumeId, PolicyId)| self.any_volume(*v).is_some() && self.policies.contains_key(p);
+        if !self.policy_uses.keys().all(attached) || self.quotas.keys().any(|v| self.any_volume(*v).is_none())
+        {
+            return Err(LoadError::Torn("a policy or a quota of a volume that is gone"));
         }
         if self.trash.keys().any(|id| self.volumes.contains_key(id)) {
             return Err(LoadError::Torn("a volume that is in the trash and is not"));
@@ -479,7 +509,7 @@ impl MetaState {
 }
 
 /// First byte of every row, but of pages, which have their own.
-const ROW_FORMAT: u8 = 3;
+const ROW_FORMAT: u8 = 4;
 
 fn encode<T: Serialize>(value: &T) -> Arc<[u8]> {
     postcard::to_extend(value, vec![ROW_FORMAT]).expect("writing to a vector does not fail").into()

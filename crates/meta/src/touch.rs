@@ -27,6 +27,8 @@ pub(crate) enum Touch {
     /// Something that the planner may have to look at.
     Branch(BranchId),
     Settings,
+    /// A policy came to a volume, left it, or ran.
+    Policies,
 }
 
 #[derive(Clone, Debug, Default)]

@@ -103,6 +103,7 @@ impl MetaState {
 
     /// The volume's row is gone: so go its snapshots, and the branches that nobody else needs.
     pub(crate) fn erase_volume(&mut self, id: VolumeId, branch: BranchId) {
+        self.forget_policies(id);
         // The newest first: forks are younger than what they fork.
         let branches: Vec<BranchId> = self.branches_of(id).rev().collect();
         for b in &branches {

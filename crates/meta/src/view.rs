@@ -1,9 +1,10 @@
 //! What blockctl shows: plain data, made by functions of the state and of what nodes last said.
 
 use crate::event::Severity;
-use crate::model::{Class, Phase};
+use crate::model::{Class, Phase, Quota};
 use proto::control::{SessionKind, SessionState};
 use proto::{BranchId, ClusterId, DriveId, Epoch, Generation, JobId, NodeId, VolumeId};
+use schedule::Retention;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -148,6 +149,9 @@ pub struct VolumeView {
     pub snapshots: Vec<String>,
     /// What it reads where it has not been written: a snapshot, or a volume as it once was.
     pub parent: Option<String>,
+    /// Attached ones, by name.
+    pub policies: Vec<String>,
+    pub quota: Option<Quota>,
 }
 impl VolumeView {
     /// Until full redundancy, seconds, if something moves.
@@ -174,6 +178,8 @@ pub struct SnapshotView {
     /// 0: not protected.
     pub protect_until_ms: u64,
     pub clones: Vec<String>,
+    /// What made it; none: an order by hand.
+    pub policy: Option<String>,
     /// Drives that have not confirmed the newest list of the volume's snapshots.
     pub unconfirmed: u32,
 }
@@ -192,6 +198,27 @@ pub struct JobView {
     pub total: u64,
     /// Why it does not go on; empty: it does, or has ended.
     pub trouble: String,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct PolicyView {
+    pub name: String,
+    pub schedules: Vec<String>,
+    pub jitter_ms: u64,
+    pub retention: Retention,
+    /// Snapshots of a volume that it comes to keep.
+    pub keeps: u64,
+    pub created_ms: u64,
+    pub volumes: Vec<PolicyVolume>,
+}
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct PolicyVolume {
+    pub name: String,
+    /// The last slot that was run.
+    pub ran_ms: Option<u64>,
+    /// When the next run is; or when the one was due that is late.
+    pub next_ms: u64,
+    pub late: bool,
 }
 
 /// A deleted volume that can be restored.

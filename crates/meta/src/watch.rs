@@ -298,7 +298,7 @@ fn gather(state: &MetaState, seen: LogIndex) -> Option<Gathered> {
             Touch::Views(branch) => drop(g.views.insert(*branch)),
             Touch::Keep(drive, branch) => drop(g.keeps.insert((*drive, *branch))),
             Touch::Job(branch) => drop(g.jobs.insert(*branch)),
-            Touch::Branch(_) | Touch::Settings => {}
+            Touch::Branch(_) | Touch::Settings | Touch::Policies => {}
         }
     }
     Some(g)

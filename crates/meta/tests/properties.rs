@@ -30,7 +30,7 @@ enum Step {
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        6 => (0..50u8, prop::array::uniform5(0..1000u32), prop_oneof![4 => Just(0u8), 1 => 1..3u8], any::<bool>())
+        6 => (0..51u8, prop::array::uniform5(0..1000u32), prop_oneof![4 => Just(0u8), 1 => 1..3u8], any::<bool>())
             .prop_map(|(kind, n, late, request)| Step::New { kind, n, late, request }),
         1 => (1..40u8).prop_map(|back| Step::Again { back }),
     ]
@@ -110,6 +110,7 @@ impl Maker<'_> {
             40..=45 => self.fork(kind)?,
             46..=48 => self.job()?,
             49 => self.rest()?,
+            50 => self.policy(),
             _ => self.hardware(kind),
         })
     }
@@ -144,6 +145,32 @@ impl Maker<'_> {
                 class: Class::of_copies(u8::try_from(self.n[2] % 3 + 2).expect("small")),
             },
         })
+    }
+
+    /// One policy, which keeps one; a fitting or late run of it; and quotas.
+    fn policy(&self) -> Op {
+        let (policy, volume) = (meta::model::PolicyId(1), self.volume());
+        match self.n[1] % 8 {
+            0 => Op::PolicyCreate {
+                name: "p".into(),
+                schedules: vec![schedule::Schedule::parse("daily").expect("a word")],
+                jitter_ms: 0,
+                retention: schedule::Retention { last: 1, ..Default::default() },
+                keeps: 1,
+            },
+            1 => Op::PolicyAttach { policy, volume },
+            2 => Op::PolicyDetach { policy, volume },
+            3 => Op::QuotaSet {
+                volume,
+                quota: Some(meta::model::Quota { most: self.n[2] % 4, manual_only: self.late > 0 }),
+            },
+            _ => {
+                let branch = self.state.volumes().get(&volume).map_or(self.branch(), |v| v.branch);
+                let name = format!("p{}", self.n[3]);
+                let item = SnapshotItem { volume, branch, name, id: u128::from(self.n[4]) };
+                Op::PolicyRun { policy, item, slot_ms: 2_000_000 + u64::from(self.n[2]) * 1000 }
+            }
+        }
     }
 
     /// To the trash, out of it, and gone.
@@ -428,7 +455,8 @@ fn check_step(op: &Op, before: &MetaState, after: &MetaState) {
         let old = before.snapshots().get(key);
         assert!(old.is_none_or(|o| o.id == s.id), "{key:?}: a generation is used once");
         assert!(
-            old.is_some() || matches!(op, Op::SnapshotCreate { .. } | Op::ForkPoint { .. }),
+            old.is_some()
+                || matches!(op, Op::SnapshotCreate { .. } | Op::ForkPoint { .. } | Op::PolicyRun { .. }),
             "{key:?}: {op:?} makes no snapshot"
         );
         let was_sealed = old.is_some_and(|o| o.state == SnapshotState::Sealed);
@@ -439,6 +467,10 @@ fn check_step(op: &Op, before: &MetaState, after: &MetaState) {
             Op::SnapshotDelete { branch, generation, .. } => *key == (*branch, *generation),
             Op::VolumeDelete { volume, .. } | Op::VolumePurge { volume, .. } => s.volume == *volume,
             Op::SealCancel { .. } => s.state == SnapshotState::Sealing,
+            // A newer one of the policy is sealed.
+            Op::Sealed { .. } | Op::Detach { .. } | Op::PolicyRun { .. } => {
+                s.policy.is_some() && s.state == SnapshotState::Sealed && s.protect_until_ms == 0
+            }
             Op::ForkPointDrop { branch, generation } | Op::CloneCreate { branch, generation, .. } => {
                 s.hidden && *key == (*branch, *generation)
             }
@@ -457,7 +489,7 @@ fn check_sealing(op: &Op, branch: BranchId, old: &Branch, new: &Branch) {
     let drained = match op {
         Op::Detach { epoch, clean, .. } => *clean && current(*epoch),
         Op::Sealed { epoch, .. } => current(*epoch) && old.sealing.is_some(),
-        Op::SnapshotCreate { .. } | Op::ForkPoint { .. } | Op::Rollback { .. } => {
+        Op::SnapshotCreate { .. } | Op::ForkPoint { .. } | Op::Rollback { .. } | Op::PolicyRun { .. } => {
             old.clean && old.session.is_none()
         }
         _ => false,

@@ -53,6 +53,9 @@ pub enum Noun {
     /// Snapshots of volumes.
     #[command(subcommand)]
     Snapshot(SnapshotVerb),
+    /// Snapshots by schedule, and how many of them are kept.
+    #[command(subcommand)]
+    Policy(PolicyVerb),
     /// What happened.
     Events {
         /// Only those after this number.
@@ -296,6 +299,16 @@ pub enum VolumeVerb {
         #[arg(long)]
         to_trash: bool,
     },
+    /// How many snapshots it may have.
+    Quota {
+        name: String,
+        /// So many, or none: as many as there can be.
+        #[arg(long, value_name = "N", value_parser = limit)]
+        snapshots: Limit,
+        /// Count only those made by hand, not what policies make.
+        #[arg(long)]
+        manual_only: bool,
+    },
     /// Take a deleted volume out of the trash.
     Restore {
         /// Its name (of several, the one deleted last), or its id as listed.
@@ -362,6 +375,84 @@ pub enum VolumeVerb {
         socket: PathBuf,
     },
 }
+
+#[derive(Subcommand, Debug)]
+#[command(infer_subcommands = true)]
+pub enum PolicyVerb {
+    /// When snapshots are made, and which are kept. It does nothing until it is attached to volumes.
+    Create {
+        name: String,
+        /// hourly, daily, weekly, monthly, yearly; or minute hour day month weekday as in cron: "30 2 * * mon-fri". UTC.
+        #[arg(long, required = true)]
+        schedule: Vec<String>,
+        /// Spread the volumes' runs over so long after each time: 10m.
+        #[arg(long, value_name = "TIME", default_value = "0", value_parser = span, hide_default_value = true)]
+        jitter: u64,
+        #[command(flatten)]
+        keep: Kept,
+    },
+    #[command(visible_alias = "ls")]
+    List,
+    /// With the volumes that it is attached to, when it ran and runs.
+    Show { name: String },
+    /// What it made stays.
+    #[command(visible_alias = "rm")]
+    Delete { name: String },
+    /// Make snapshots of these volumes by it from now on.
+    Attach {
+        name: String,
+        #[arg(required = true)]
+        volumes: Vec<String>,
+    },
+    /// What it made stays.
+    Detach {
+        name: String,
+        #[arg(required = true)]
+        volumes: Vec<String>,
+    },
+}
+
+/// Each word keeps the newest snapshot of each of so many periods, and passes over those that an earlier word keeps.
+#[derive(Args, Debug, Clone, Copy)]
+#[group(required = true, multiple = true)]
+pub struct Kept {
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    pub keep_last: u32,
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    pub keep_hourly: u32,
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    pub keep_daily: u32,
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    pub keep_weekly: u32,
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    pub keep_monthly: u32,
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    pub keep_yearly: u32,
+}
+
+/// Ms.
+fn span(text: &str) -> Result<u64, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let unit = match &text[digits..] {
+        "" if text == "0" => 0,
+        "s" => 1000,
+        "m" | "min" => 60_000,
+        "h" => 3_600_000,
+        _ => return Err("write 30s, 10m or 2h".into()),
+    };
+    let n: u64 = text[..digits].parse().map_err(|_| "write 30s, 10m or 2h")?;
+    n.checked_mul(unit).filter(|ms| *ms <= 86_400_000).ok_or_else(|| "at most 24h".into())
+}
+
+/// So many, or none.
+fn limit(text: &str) -> Result<Limit, String> {
+    if text == "none" {
+        return Ok(Limit(None));
+    }
+    text.parse().map(|n| Limit(Some(n))).map_err(|_| format!("\"{text}\" is no number; write one, or none"))
+}
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Limit(pub Option<u32>);
 
 #[derive(Subcommand, Debug)]
 #[command(infer_subcommands = true)]
@@ -640,6 +731,11 @@ mod tests {
             "blockctl volume rm a --to-trash --with-snapshots",
             "blockctl volume ls --trash",
             "blockctl volume restore v12 --as b",
+            "blockctl policy create p --schedule daily --schedule hourly --jitter 10m --keep-daily 7 --keep-last 2",
+            "blockctl policy ls",
+            "blockctl policy attach p a b",
+            "blockctl volume quota a --snapshots 5 --manual-only",
+            "blockctl volume quota a --snapshots none",
             "blockctl volume purge a --yes",
             "blockctl cluster config set down_out=20s",
             "blockctl dev kill metad-leader --signal stop",
@@ -666,6 +762,11 @@ mod tests {
             "blockctl --dir /x --endpoint a:1 volume ls",
             "blockctl c",
             "blockctl volume rm a --now --to-trash",
+            "blockctl policy create p --schedule daily",
+            "blockctl policy create p --keep-last 3",
+            "blockctl policy create p --schedule daily --keep-last 3 --jitter 2d",
+            "blockctl policy attach p",
+            "blockctl volume quota a --snapshots many",
             "blockctl snapshot create",
             "blockctl snapshot create a",
             "blockctl snapshot show @a",

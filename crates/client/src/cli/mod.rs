@@ -11,6 +11,7 @@ mod job;
 mod load;
 mod node;
 pub mod output;
+mod policy;
 pub mod size;
 mod snapshot;
 mod stream;
@@ -84,6 +85,7 @@ async fn ask(context: &Context, noun: Noun) -> Result<Output, CliError> {
         Noun::Volume(verb) => volume::run(context, verb).await,
         Noun::Snapshot(verb) => snapshot::run(context, verb).await,
         Noun::Job(verb) => job::run(context, verb).await,
+        Noun::Policy(verb) => policy::run(context, verb).await,
         Noun::Events { after, limit } => cluster::events(context, after, limit).await,
         Noun::Dev(verb) => dev::run(context, verb).await,
         Noun::Load(_) | Noun::Explain { .. } | Noun::Completion { .. } => {

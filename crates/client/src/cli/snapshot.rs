@@ -157,7 +157,7 @@ fn snapshot_json(s: &v1::Snapshot) -> Value {
         "name": full(s), "volume": name.volume, "snapshot": name.snapshot, "id": hex(&s.id),
         "branch": s.branch, "generation": s.generation, "size_bytes": s.size, "sealed": s.sealed,
         "created_ms": s.created_ms, "group": (s.group != 0).then_some(s.group), "labels": labels,
-        "protect_until_ms": (s.protect_until_ms != 0).then_some(s.protect_until_ms), "clones": s.clones,
+        "protect_until_ms": (s.protect_until_ms != 0).then_some(s.protect_until_ms), "clones": s.clones, "policy": (!s.policy.is_empty()).then_some(&s.policy),
         "unconfirmed_drives": s.unconfirmed,
     })
 }
@@ -176,6 +176,7 @@ fn shown(s: &v1::Snapshot) -> Output {
     line("labels", label_text(s));
     line("group", if s.group == 0 { String::new() } else { s.group.to_string() });
     line("clones", s.clones.join(" "));
+    line("policy", s.policy.clone());
     line("id", hex(&s.id));
     let told =
         if s.unconfirmed == 0 { String::new() } else { format!("{} have not confirmed", s.unconfirmed) };

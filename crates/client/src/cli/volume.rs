@@ -65,12 +65,39 @@ pub async fn run(context: &Context, verb: VolumeVerb) -> Result<Output, CliError
         }
         VolumeVerb::Flatten { name, wait } => super::job::flatten(context, name, wait).await,
         VolumeVerb::Delete { .. } => trash::delete(context, verb).await,
+        VolumeVerb::Quota { name, snapshots, manual_only } => {
+            quota(context, name, snapshots.0, manual_only).await
+        }
         VolumeVerb::Restore { name, to } => trash::restore(context, name, to).await,
         VolumeVerb::Purge { name } => trash::purge(context, name).await,
         VolumeVerb::Verify { name, timeout, socket } => {
             verify(context, &name, Duration::from_secs(timeout), &socket).await
         }
     }
+}
+
+async fn quota(
+    context: &Context,
+    name: String,
+    most: Option<u32>,
+    manual_only: bool,
+) -> Result<Output, CliError> {
+    let counted = if manual_only { " made by hand" } else { "" };
+    let what = match most {
+        Some(n) => format!("volume {name} may have {n} snapshots{counted}"),
+        None => format!("volume {name} has no quota of snapshots"),
+    };
+    if let Some(o) = context.dry(&format!("say that {what}")) {
+        return Ok(o);
+    }
+    let r = v1::SetQuotaRequest { name, snapshots: most, manual_only, request: request_id()? };
+    let control = context.control()?;
+    let asked = control.call(|mut c| {
+        let r = r.clone();
+        async move { c.set_quota(r).await }
+    });
+    asked.await?;
+    Ok(done("volume.quota/1", what))
 }
 
 /// A decimal size may surprise: the exact number is said.
@@ -193,6 +220,23 @@ fn shown(detail: &v1::VolumeDetail) -> Output {
     Output::new("volume.show/1", volume_json(&v, &resync, &detail.chunks), volume_text(&v, &resync))
 }
 
+/// What it is made of, and its snapshots.
+fn family(text: &mut String, v: &v1::Volume) {
+    if !v.parent.is_empty() {
+        let _ = writeln!(text, "clone of  {}", v.parent);
+    }
+    if !v.policies.is_empty() {
+        let _ = writeln!(text, "policies  {}", v.policies.join(" "));
+    }
+    if let Some(most) = v.snapshot_quota {
+        let counted = if v.quota_manual_only { " made by hand" } else { "" };
+        let _ = writeln!(text, "quota     {most} snapshots{counted}");
+    }
+    if !v.snapshots.is_empty() {
+        let _ = writeln!(text, "snapshots {}", snapshot_names(&v.snapshots));
+    }
+}
+
 fn volume_text(v: &v1::Volume, resync: &v1::ResyncProgress) -> String {
     let mut text = format!("volume    {}\nstate     {}", v.name, v.state);
     if v.unwell_chunks > 0 {
@@ -253,12 +297,7 @@ fn volume_text(v: &v1::Volume, resync: &v1::ResyncProgress) -> String {
     let shares: Vec<String> =
         v.shares.iter().map(|s| format!("n{}:{:016x} ({})", s.node, s.drive, s.chunks)).collect();
     let _ = writeln!(text, "replicas  {}", shares.join(" "));
-    if !v.parent.is_empty() {
-        let _ = writeln!(text, "clone of  {}", v.parent);
-    }
-    if !v.snapshots.is_empty() {
-        let _ = writeln!(text, "snapshots {}", snapshot_names(&v.snapshots));
-    }
+    family(&mut text, v);
     text
 }
 
@@ -306,6 +345,7 @@ fn volume_json(v: &v1::Volume, resync: &v1::ResyncProgress, chunks: &[v1::Chunk]
             "left_seconds": time_left(resync),
         },
         "shares": v.shares.iter().map(share).collect::<Vec<_>>(), "snapshots": v.snapshots, "parent": v.parent,
+        "policies": v.policies, "snapshot_quota": v.snapshot_quota, "quota_manual_only": v.quota_manual_only,
         "chunks": chunks.iter().map(chunk).collect::<Vec<_>>(),
     })
 }

@@ -4,6 +4,7 @@ use super::convert::{self, request_id};
 use super::lead::Lead;
 use super::members::Members;
 use super::node::gone;
+use super::policies;
 use super::snapshots;
 use crate::core::{Core, wall_ms};
 use crate::random;
@@ -384,6 +385,40 @@ impl ClusterService for ClusterRpc {
     async fn purge_volume(&self, request: Request<v1::PurgeVolumeRequest>) -> Answer<Done> {
         let r = request.into_inner();
         self.done(&r.request, AdminRequest::VolumePurge { name: r.name }).await
+    }
+
+    async fn create_policy(&self, request: Request<v1::CreatePolicyRequest>) -> Answer<Done> {
+        let r = request.into_inner();
+        let id = r.request.clone();
+        self.done(&id, policies::create(r)).await
+    }
+
+    async fn list_policies(&self, request: Request<v1::ListPoliciesRequest>) -> Answer<v1::Policies> {
+        let name = Some(request.into_inner().name).filter(|n| !n.is_empty());
+        match self.ask(&[], AdminRequest::PolicyList { name }).await? {
+            AdminAnswer::Policies(all) => {
+                let policies = all.into_iter().map(policies::policy).collect();
+                Ok(Response::new(v1::Policies { policies }))
+            }
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn delete_policy(&self, request: Request<v1::DeletePolicyRequest>) -> Answer<Done> {
+        let r = request.into_inner();
+        self.done(&r.request, AdminRequest::PolicyDelete { name: r.name }).await
+    }
+
+    async fn attach_policy(&self, request: Request<v1::AttachPolicyRequest>) -> Answer<Done> {
+        let r = request.into_inner();
+        let id = r.request.clone();
+        self.done(&id, policies::attach(r)).await
+    }
+
+    async fn set_quota(&self, request: Request<v1::SetQuotaRequest>) -> Answer<Done> {
+        let r = request.into_inner();
+        let id = r.request.clone();
+        self.done(&id, policies::quota(r)).await
     }
 
     async fn verify_volume(&self, request: Request<v1::VerifyVolumeRequest>) -> Answer<v1::VolumeVerifying> {

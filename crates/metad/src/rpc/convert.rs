@@ -200,6 +200,9 @@ pub fn volume(v: VolumeView) -> v1::Volume {
             .collect(),
         snapshots: v.snapshots,
         parent: v.parent.unwrap_or_default(),
+        policies: v.policies,
+        snapshot_quota: v.quota.map(|q| q.most),
+        quota_manual_only: v.quota.is_some_and(|q| q.manual_only),
     }
 }
 

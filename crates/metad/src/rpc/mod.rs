@@ -5,6 +5,7 @@ mod convert;
 pub mod lead;
 pub mod members;
 pub mod node;
+mod policies;
 pub mod quorum;
 pub mod raft;
 mod snapshots;

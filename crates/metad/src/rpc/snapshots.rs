@@ -79,6 +79,7 @@ pub fn snapshot(v: SnapshotView) -> v1::Snapshot {
         labels: v.labels.into_iter().map(|(key, value)| v1::Label { key, value }).collect(),
         protect_until_ms: v.protect_until_ms,
         clones: v.clones,
+        policy: v.policy.unwrap_or_default(),
         unconfirmed: v.unconfirmed,
     }
 }
