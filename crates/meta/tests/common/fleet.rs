@@ -370,6 +370,12 @@ impl Fleet {
 
     /// One round of a node's life.
     fn live(&mut self, id: NodeId) {
+        self.take_updates(id);
+        self.take_answers(true);
+        self.tend_sessions(id);
+    }
+
+    fn take_updates(&mut self, id: NodeId) {
         let heard: Vec<WatchUpdate> = self.nodes.get_mut(&id).expect("known").heard.drain(..).collect();
         for update in heard {
             match update {
@@ -412,7 +418,9 @@ impl Fleet {
                 _ => {}
             }
         }
-        self.take_answers(true);
+    }
+
+    fn tend_sessions(&mut self, id: NodeId) {
         let node_appointed = self.nodes[&id].appointed.clone();
         let wanted: Vec<BranchId> =
             node_appointed.iter().filter(|b| !self.nodes[&id].sessions.contains_key(b)).copied().collect();
