@@ -15,6 +15,7 @@ mod sim;
 mod steps;
 mod streams;
 mod tools;
+mod trash;
 mod verify;
 
 use anyhow::{Result, bail};
