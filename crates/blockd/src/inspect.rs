@@ -13,8 +13,8 @@ use std::os::unix::fs::FileExt;
 use store::disk::entry;
 use store::disk::header::{HEADER_PAGES_MAX, Header};
 use store::disk::page::{
-    BranchRecord, KeepWindow, RECORDS_PER_PAGE, ReplicaRecord, Slot, TABLE_PER_PAGE, Zone, extent_at,
-    newest_slot, slot_at,
+    BranchRecord, KeepWindow, RECORDS_PER_PAGE, ReplicaRecord, Slot, TABLE_PER_PAGE, ZeroWindow, Zone,
+    extent_at, newest_slot, slot_at,
 };
 use store::disk::superblock::Superblock;
 use store::layout::Layout;
@@ -115,6 +115,7 @@ fn records(file: &File, s: &Superblock) -> io::Result<(Vec<Value>, Vec<u64>)> {
                 Some(Slot::Branch(b)) => found.push(branch(&b)),
                 Some(Slot::Replica(r)) => found.push(replica(&r)),
                 Some(Slot::Keep(w)) => found.push(window(&w)),
+                Some(Slot::Zeroes(w)) => found.push(zeroes(&w)),
                 None => found.push(json!({ "kind": "unknown", "page": index, "slot": at })),
             }
         }
@@ -150,6 +151,20 @@ fn branch(b: &BranchRecord) -> Value {
 fn window(w: &KeepWindow) -> Value {
     let ranges: Vec<Value> = w.kept.ranges().iter().map(|(a, b)| json!([a.0, b.0])).collect();
     json!({ "kind": "kept", "branch": w.branch.0, "window": w.window, "index": w.index.0, "generations": ranges })
+}
+
+fn zeroes(w: &ZeroWindow) -> Value {
+    let extents: u32 = w.bits.iter().map(|b| b.count_ones()).sum();
+    json!({
+        "kind": "zeroes",
+        "branch": w.branch.0,
+        "chunk": w.chunk.0,
+        "incarnation": w.incarnation.0,
+        "generation": w.generation.0,
+        "window": w.window,
+        "version": w.version.to_string(),
+        "extents": extents,
+    })
 }
 
 fn replica(r: &ReplicaRecord) -> Value {

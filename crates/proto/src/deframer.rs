@@ -7,7 +7,9 @@
 use crate::frame::{FLAG_FRESH, FrameError, Header, Kind, RawAck, RawRun, RawVersion};
 use crate::ids::Generation;
 use crate::limits::{BLOCKS_PER_EXTENT, CHUNK_BLOCKS_MAX, FRAME_HEADER, FRAME_PAYLOAD_MAX};
-use crate::message::{Attempt, BranchInfo, Hello, Reply, ReplyFrame, Request, RequestFrame, Run, View};
+use crate::message::{
+    Attempt, BranchInfo, Hello, Probe, Reply, ReplyFrame, Request, RequestFrame, Run, View,
+};
 use crate::payload::{PageBuf, Payload};
 use crate::record::{RECORD_BYTES, Record, Sum};
 use crate::refusal::Refusal;
@@ -261,8 +263,8 @@ fn question(h: &Header, body: &[u8]) -> Result<Request, FrameError> {
         }
         Kind::Usage => Request::Usage,
         Kind::Credit => {
-            let (want, probe): (_, Option<(Generation, BlockRange)>) = whole(h, body)?;
-            possible(h, probe.is_none_or(|(g, range)| g.0 > 0 && range.is_possible()))?;
+            let (want, probe): (_, Option<Probe>) = whole(h, body)?;
+            possible(h, probe.is_none_or(|p| p.generation.0 > 0 && p.range.is_possible()))?;
             Request::Credit { want, probe }
         }
         Kind::Map => {

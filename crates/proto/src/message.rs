@@ -81,6 +81,15 @@ pub struct Attempt {
     pub target_process: ProcessNumber,
 }
 
+/// A question about blocks that are to be written in a generation, before anything is sent.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Probe {
+    pub generation: Generation,
+    pub range: BlockRange,
+    /// They are to be zeroed: what that takes is kept for a while for a zero of just this range.
+    pub zero: bool,
+}
+
 /// From the node that holds sessions.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Request {
@@ -115,9 +124,8 @@ pub enum Request {
     Digest { views: Generations, head: bool, source_process: Option<ProcessNumber> },
     /// Write one block again if the extent's version is still `failed` (5.8). Answer: `Done`.
     Repair { record: Record, payload: Payload, failed: Version },
-    /// Credits for new extents on this drive. Answer: `Credit`.
-    /// `probe`: also tell whether these blocks could be written in that generation without a new extent.
-    Credit { want: u32, probe: Option<(Generation, BlockRange)> },
+    /// Credits for new extents on this drive. Answer: `Credit`. `probe`: may these blocks be written, too?
+    Credit { want: u32, probe: Option<Probe> },
     /// State of blocks for block status. Answer: `Map`.
     Map { view: View, range: BlockRange },
     /// Read extents from the media and hash them (`volume verify`). Answer: `Verified`.
@@ -280,7 +288,7 @@ pub enum Reply {
     },
     Credit {
         granted: u32,
-        /** Answer to the probe: no new extent needed. */
+        /** Answer to the probe: a write needs no new extent; a zero has what it needs. */
         allocated: bool,
     },
     Map {

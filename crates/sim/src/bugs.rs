@@ -52,6 +52,7 @@ bugs! {
     "supersede_sealed" store.supersede_sealed "a sealed generation's journal entry superseded by the next one's";
     "free_kept" store.free_kept "free a version that a snapshot sees";
     "late_list_frees" store.late_list_frees "a late keep-list frees by what it did not know";
+    "drop_hiding_zero" store.drop_hiding_zero "a zero dropped that hid what lies beneath";
     "serve_incomplete" store.serve_incomplete "read an absent block from an incomplete replica of a view";
     "forget_stale" volume.forget_stale "forget the stale mark";
     "promote_early" volume.promote_early "promote before the session requires the replica";

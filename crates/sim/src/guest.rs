@@ -387,6 +387,9 @@ impl Volume {
                 Err(Odd::Length) => Outcome::Read(vec![]),
             },
             Ok(GuestReply::Map(runs)) => self.status(&p, runs, image),
+            // Somebody has no space to say that it is gone: it is, or is not.
+            Ok(GuestReply::Left) if self.tight => Outcome::Gone,
+            Ok(GuestReply::Left) => Outcome::Failed,
             Ok(_) => Outcome::Done,
             // The view may be gone that it compares with.
             Err(_) if p.since.is_some() => Outcome::Gone,

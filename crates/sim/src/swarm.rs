@@ -115,11 +115,6 @@ impl Swarm {
         }
         let trash = Span::secs(own.pick(&[0, 4, 15, 86_400]));
         let ends_early = clones > 0 && own.permille(500);
-        if tight && snapshots > 0 {
-            // A discard over a snapshot takes an extent, for which a session has no credit: on a full drive it is refused
-            // after it was sent (docs/operations.md). Until it needs none, full drives and snapshots go without.
-            volumes.iter_mut().for_each(|(_, t)| (t.discard, t.zeroes) = (0, 0));
-        }
         let drifting = rng.permille(700);
         let drift = |r: &mut Rng| i64::try_from(r.below(4001)).expect("small") - 2000;
         Swarm {

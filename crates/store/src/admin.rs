@@ -11,11 +11,10 @@ use crate::op::{Answer, Op, Then};
 use crate::records::{AttemptState, BlockSet, Branch};
 use crate::store::{Phase, Store};
 use proto::control::HeldReplica;
-use proto::message::{Attempt, BranchInfo, ChunkRecord, Reply, Report, ReportedExtent, Request, Scope};
-use proto::{
-    BlockRange, BranchId, ChunkIndex, Configuration, Generation, Incarnation, LogIndex, Marks, NodeId,
-    Refusal,
+use proto::message::{
+    Attempt, BranchInfo, ChunkRecord, Probe, Reply, Report, ReportedExtent, Request, Scope,
 };
+use proto::{BranchId, ChunkIndex, Configuration, Generation, Incarnation, LogIndex, Marks, NodeId, Refusal};
 
 /// Deleted replicas that are remembered.
 const DELETED_MAX: usize = 65_536;
@@ -88,6 +87,7 @@ impl Store {
         if newer {
             let void = std::mem::take(&mut b.credits);
             self.credits -= void;
+            self.break_promises(|_, r| replicas.contains(&r));
             self.doom_larges(|l| l.epoch < scope.epoch && replicas.contains(&l.op.replica));
             for &r in &replicas {
                 self.disk_mut().records.replica_mut(r).attempt = None;
@@ -119,6 +119,7 @@ impl Store {
         let slot = b.slot;
         let replicas: Vec<u32> = b.replicas.values().copied().collect();
         self.credits -= void;
+        self.break_promises(|_, r| replicas.contains(&r));
         self.forget_waiting(&replicas);
         let answer = Answer::Report { source, token, branch: scope.branch, fence };
         self.push_slot(scope.branch, slot, Then::Flushed(Box::new(answer)));
@@ -294,20 +295,26 @@ impl Store {
         token: u64,
         scope: &Scope,
         want: u32,
-        probe: Option<(Generation, BlockRange)>,
+        probe: Option<Probe>,
     ) -> Result<(), Refusal> {
         self.check_epoch(scope)?;
         let allocated = match probe {
             None => false,
-            Some((generation, range)) => {
+            Some(p) => {
                 let replica = self.check_replica(scope)?;
-                let extents = range.extent()..range.end().div_ceil(16);
-                extents.into_iter().all(|e| self.disk().find(replica, e, generation).is_some())
+                if p.range.end() > self.chunk_blocks(replica) {
+                    return Err(Refusal::Invalid);
+                }
+                let mut extents = p.range.extent()..p.range.end().div_ceil(16);
+                match p.zero {
+                    true => self.promise(source, replica, p.generation, p.range),
+                    false => extents.all(|e| self.disk().find(replica, e, p.generation).is_some()),
+                }
             }
         };
         self.void_credits(|b| b.record.branch == scope.branch && b.creditor != source);
         let free = u64::from(self.disk().table.free_count());
-        let spare = free.saturating_sub(self.credits + self.reserve());
+        let spare = free.saturating_sub(self.credits + self.promised() + self.reserve());
         // Never all that is left: other sessions ask too, and what a resync pulls takes no credit. All credits together are
         // at most half of what is free, one at a time aside: those that nobody spends would starve every resync.
         let most = spare.div_ceil(4).min((free / 2).saturating_sub(self.credits).max(1));
@@ -367,8 +374,9 @@ impl Store {
         let credits = self.disk().records.branch_of(number).credits;
         self.doom_larges(|l| l.op.replica == number);
         self.drop_blocked(|_, want| want.replica == number);
+        self.break_promises(|_, r| r == number);
         let emptied = self.disk_mut().records.delete_replica(number);
-        if emptied.len() > 1 {
+        if self.disk().records.branch_number(branch).is_none() {
             self.credits -= credits;
         }
         let mut then = Some(then);

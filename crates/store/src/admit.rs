@@ -8,7 +8,8 @@ use crate::event::{Effect, IoOp, Pull, Source};
 use crate::intake::{Blocked, Hold, Large};
 use crate::op::{Op, Then};
 use crate::store::{Job, Phase, Store};
-use crate::table::{NONE, Px};
+use crate::table::{NONE, Px, is_bit};
+use crate::zeroes::Way;
 use proto::limits::BLOCKS_PER_EXTENT;
 use proto::message::{BlockState, Reply, Request, RequestFrame, Scope};
 use proto::record::RawRecord;
@@ -24,6 +25,8 @@ pub(crate) enum Purse {
     Reserve,
     /// Resync, and large overwrites, which can do without.
     Spare,
+    /// A zero that it was promised to: what was kept for it is no longer counted.
+    Promised,
 }
 
 impl Store {
@@ -147,7 +150,8 @@ impl Store {
         let extent = record.range.extent();
         let mut home = self.disk().find(replica, extent, record.generation);
         if self.bugs().write_into_sealed {
-            home = Some(self.disk().records.replica(replica).index.get(extent)).filter(|px| *px != NONE);
+            let newest = self.disk().records.replica(replica).index.get(extent);
+            home = Some(newest).filter(|px| *px != NONE && !is_bit(*px));
         }
         let purse = if fresh { Purse::Credit } else { Purse::Reserve };
         let whole = record.range.count == BLOCKS_PER_EXTENT;
@@ -179,10 +183,12 @@ impl Store {
         let free = u64::from(self.disk().table.free_count());
         let branch = self.disk().records.replica(replica).branch as usize;
         let own = self.disk().records.branches[branch].credits;
+        let promised = self.promised();
         let kept = match purse {
             Purse::Credit if own > 0 => 0,
-            Purse::Credit | Purse::Reserve => self.credits,
-            Purse::Spare => self.credits + self.reserve(),
+            Purse::Promised => 0,
+            Purse::Credit | Purse::Reserve => self.credits + promised,
+            Purse::Spare => self.credits + promised + self.reserve(),
         };
         if free <= kept {
             return None;
@@ -200,7 +206,7 @@ impl Store {
     }
 
     /// An operation on blocks of a replica, with nothing owed yet.
-    fn data_op(
+    pub(crate) fn data_op(
         &mut self,
         source: Source,
         mut raw: RawRecord,
@@ -213,7 +219,7 @@ impl Store {
             self.intake.use_home(px);
         }
         let period = self.intake.enter();
-        Op { raw, payload, slot: None, replica, px, hold: 0, period, source, then: Then::Nothing }
+        Op { raw, payload, slot: None, bits: None, replica, px, hold: 0, period, source, then: Then::Nothing }
     }
 
     /// The entry takes its place in the order of the journal.
@@ -286,27 +292,23 @@ impl Store {
         }
     }
 
+    /// Where something lies beneath, or may come to lie there, a zero must be told from nothing: whole extents get bits,
+    /// parts take an extent. So do whole ones, if there is no slot for their bits.
     fn admit_zero(&mut self, source: Source, replica: u32, record: &Record) -> Result<(), Refusal> {
-        let range = record.range;
-        let end = range.end().div_ceil(BLOCKS_PER_EXTENT);
-        let records = &self.disk().records;
-        // Where something lies beneath, a zero must be told from nothing: it takes an extent. So it does where something
-        // may come to lie beneath: a resync that is under way pulls older views.
-        let all = records.branch_of(replica).record.parent.is_some()
-            || records.replica(replica).attempt.as_ref().is_some_and(|a| a.layered);
+        let (range, generation) = (record.range, record.generation);
+        let mut promised = self.redeem(replica, generation, range);
+        let ways = self.disk().ways(replica, generation, range);
+        let of = |way: Way| ways.iter().filter(|w| w.1 == way).map(|w| w.0).collect::<Vec<u32>>();
+        let (mut bits, mut needy) = (of(Way::Whole), of(Way::Part));
+        if !self.may_set(replica, generation, &bits) {
+            needy.append(&mut bits);
+        }
+        bits.extend(of(Way::Bit));
         let mut made: Vec<(u32, Px)> = Vec::new();
-        let bare = |s: &Store, extent: u32| {
-            let below = s.disk().has_beneath(replica, extent, record.generation);
-            (all || below) && s.disk().find(replica, extent, record.generation).is_none()
-        };
-        let needy: Vec<u32> = if all {
-            (range.extent()..end).filter(|e| bare(self, *e)).collect()
-        } else {
-            let held = self.disk().records.replica(replica).index.range(range.extent(), end);
-            held.map(|(e, _)| e).filter(|e| bare(self, *e)).collect()
-        };
         for extent in needy {
-            let Some(px) = self.take_extent(replica, extent, record.generation, Purse::Reserve) else {
+            let purse = if promised > 0 { Purse::Promised } else { Purse::Reserve };
+            promised = promised.saturating_sub(1);
+            let Some(px) = self.take_extent(replica, extent, generation, purse) else {
                 for (_, px) in made {
                     self.disk_mut().table.unreserve(px);
                 }
@@ -314,6 +316,7 @@ impl Store {
             };
             made.push((extent, px));
         }
+        self.set_bits(replica, generation, &bits, record.version);
         for (extent, px) in made {
             self.disk_mut().link(px);
             let first = range.first.max(extent * BLOCKS_PER_EXTENT);
@@ -388,6 +391,11 @@ impl Store {
             PullMasks { data: masks.data & !newer, zero: masks.zero & !newer, absent: masks.absent & !newer };
         let px = self.pull_home(replica, &pull, masks)?;
         self.clear_between(replica, incarnation, &pull, masks.absent);
+        if masks.absent != 0 {
+            // Where the source is absent this bit must not show. What it stands for else is pulled, or was written meanwhile
+            // and has its home: a zero of a part takes one while an attempt runs.
+            self.clear_bits(replica, pull.generation, &[pull.extent]);
+        }
         let mut kept = [proto::record::Sum(0); 16];
         for b in 0..16 {
             if masks.data >> b & 1 == 1 {
@@ -406,11 +414,18 @@ impl Store {
     /// Where the source is absent, nothing of ours may show through: what older generations hold since the view before
     /// nobody has acknowledged. An entry for each of them, before the pull's own.
     fn clear_between(&mut self, replica: u32, incarnation: proto::Incarnation, pull: &Pull, absent: u16) {
+        if absent != 0 {
+            // The rest of such a bit is hidden by what is pulled.
+            let bits = self.disk().records.replica(replica);
+            for g in bits.bits_between(pull.after, pull.generation, pull.extent) {
+                self.clear_bits(replica, g, &[pull.extent]);
+            }
+        }
         let disk = self.disk();
         let chain = disk.chain(disk.records.replica(replica).index.get(pull.extent));
         let between = chain.into_iter().filter(|px| {
             let g = disk.table.get(*px).generation;
-            g > pull.after && g < pull.generation
+            g > pull.after && g < pull.generation && !is_bit(*px)
         });
         // An entry that is on its way to one of them is not in the masks yet.
         let held =
@@ -426,18 +441,25 @@ impl Store {
         }
     }
 
-    /// Where pulled blocks will live; none if there is nothing to write down.
+    /// Where pulled blocks will live; none if there is nothing to write down, or a bit says it all.
     fn pull_home(&mut self, replica: u32, pull: &Pull, masks: PullMasks) -> Result<Px, Refusal> {
-        if let Some(px) = self.disk().find(replica, pull.extent, pull.generation) {
+        let (extent, generation) = (pull.extent, pull.generation);
+        if let Some(px) = self.disk().find(replica, extent, generation) {
             return Ok(px);
         }
-        let beneath = self.disk().has_beneath(replica, pull.extent, pull.generation)
-            || self.disk().records.branch_of(replica).record.parent.is_some();
+        let disk = self.disk();
+        let bit = disk.records.replica(replica).has_bit(generation, extent);
+        let beneath = bit
+            || disk.has_beneath(replica, extent, generation)
+            || disk.records.branch_of(replica).record.parent.is_some();
         if masks.data == 0 && !(masks.zero != 0 && beneath) {
             return Ok(NONE);
         }
-        let px =
-            self.take_extent(replica, pull.extent, pull.generation, Purse::Spare).ok_or(Refusal::NoSpace)?;
+        if masks.zero == u16::MAX && (bit || self.may_set(replica, generation, &[extent])) {
+            self.set_bits(replica, generation, &[extent], pull.version);
+            return Ok(NONE);
+        }
+        let px = self.take_extent(replica, extent, generation, Purse::Spare).ok_or(Refusal::NoSpace)?;
         self.disk_mut().link(px);
         Ok(px)
     }
@@ -520,6 +542,7 @@ impl Store {
         self.drop_waiting(|op| op.source == source);
         self.drop_blocked(|b, _| b.source() == source);
         self.void_credits(|b| b.creditor == source);
+        self.break_promises(|s, _| s == source);
         for (_, r) in &mut self.disk_mut().records.replicas {
             if r.attempt.as_ref().is_some_and(|a| a.source == source) {
                 r.attempt = None;

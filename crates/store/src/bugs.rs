@@ -48,6 +48,8 @@ bugs! {
     free_kept;
     /// A keep-list judges what is younger than it, too.
     late_list_frees;
+    /// Drop a zero extent, or the bit that stands for one, although something lies beneath or the branch has a parent.
+    drop_hiding_zero;
     /// Serve views that the replica does not hold whole.
     serve_incomplete;
 }

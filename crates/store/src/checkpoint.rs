@@ -11,11 +11,13 @@ use crate::disk::page::{
 };
 use crate::disk::superblock::Superblock;
 use crate::event::{Effect, IoOp};
+use crate::intake::Hold;
 use crate::layout::Layout;
 use crate::op::{Op, Then};
 use crate::store::{Disk, Job, Phase, Store, SuperblockWrite};
-use crate::table::{NONE, Px, Use};
-use proto::{Incarnation, LogIndex, PageBuf, Payload, Span, Time};
+use crate::table::{NONE, Px, Use, is_bit};
+use crate::zeroes::Emptiness;
+use proto::{Generation, Incarnation, LogIndex, PageBuf, Payload, Span, Time};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use zerocopy::FromZeros;
 use zerocopy::little_endian::U32;
@@ -407,93 +409,85 @@ impl Store {
 
     // ------------------------------------------------------------------------------------------ empty extents
 
-    /// Extents that hold only zeroes are freed, once nobody needs to know of the zeroes any more.
+    /// Extents that hold only zeroes are freed, once nobody needs to know of the zeroes any more, or once a bit says so.
     pub(crate) fn drop_zero_extents(&mut self) {
         if !matches!(self.phase, Phase::Open) {
             return;
         }
-        let mut found: BTreeMap<(u32, u32, u32), [u32; 16]> = BTreeMap::new();
+        let hiding = self.bugs().drop_hiding_zero;
+        let mut found: BTreeMap<(u32, Generation, u32, Emptiness), Vec<u32>> = BTreeMap::new();
+        let mut bits: BTreeMap<u32, Vec<(Generation, u32)>> = BTreeMap::new();
         for _ in 0..self.checkpoint.empty.len().min(EMPTY_LOOKS) {
             let Some(px) = self.checkpoint.empty.pop_front() else { break };
-            match self.disk().emptiness(px, &self.intake.users) {
-                Emptiness::Droppable => {
+            let verdict = self.disk().emptiness(px, &self.intake.users, hiding);
+            match verdict {
+                Emptiness::Droppable | Emptiness::Convertible => {
                     let e = self.disk().table.get(px);
-                    let (extent, at) = (u32::from(e.extent), u32::from(e.extent) % DROP_EXTENTS);
-                    let key = (e.replica, e.generation.0, extent - at);
-                    found.entry(key).or_default()[(at / 32) as usize] |= 1 << (at % 32);
+                    let (extent, g) = (u32::from(e.extent), e.generation);
+                    if is_bit(px) {
+                        bits.entry(e.replica).or_default().push((g, extent));
+                    } else {
+                        let key = (e.replica, g, extent / DROP_EXTENTS, verdict);
+                        found.entry(key).or_default().push(extent);
+                    }
                 }
                 Emptiness::NotYet => self.checkpoint.empty.push_back(px),
                 Emptiness::Not => {}
             }
         }
-        for ((replica, generation, first), bits) in found {
+        for ((replica, generation, _, verdict), mut extents) in found {
+            extents.sort_unstable();
+            extents.dedup();
             let r = &self.disk().records.replica(replica).record;
-            let key = ExtentKey {
-                branch: r.branch,
-                chunk: r.chunk,
-                incarnation: r.incarnation,
-                extent: first,
-                generation: proto::Generation(generation),
+            let (branch, chunk, incarnation) = (r.branch, r.chunk, r.incarnation);
+            let key = ExtentKey { branch, chunk, incarnation, extent: extents[0], generation };
+            let done = match verdict {
+                Emptiness::Convertible => self.convert(&key, replica, &extents),
+                _ => self.push_drop(&key, replica, &extents, Then::Nothing),
             };
-            let want = crate::intake::Hold { replica, first, end: first + DROP_EXTENTS, id: 0 };
-            if self.intake.conflicts(&want, usize::MAX) {
+            if !done {
                 // A large write is under way there; the next look will find what is still empty.
-                self.look_again(&key, replica, &bits);
-                continue;
-            }
-            let hold = self.intake.hold(replica, first, first + DROP_EXTENTS);
-            let period = self.intake.enter();
-            let op = Op {
-                raw: drop_extents(&key, &bits),
-                payload: None,
-                slot: None,
-                replica,
-                px: NONE,
-                hold,
-                period,
-                source: crate::event::Source(0),
-                then: Then::Nothing,
-            };
-            self.intake.waiting.push_back(op);
-        }
-    }
-    fn look_again(&mut self, key: &ExtentKey, replica: u32, bits: &[u32; 16]) {
-        for i in (0..DROP_EXTENTS).filter(|i| bits[(i / 32) as usize] >> (i % 32) & 1 == 1) {
-            if let Some(px) = self.disk().find(replica, key.extent + i, key.generation) {
-                self.checkpoint.empty.push_back(px);
+                let disk = self.disk();
+                let homes = extents.iter().filter_map(|e| disk.find(replica, *e, generation));
+                let homes: Vec<Px> = homes.collect();
+                self.checkpoint.empty.extend(homes);
             }
         }
+        for (replica, found) in bits {
+            self.clear_unseen(replica, &found);
+        }
     }
-}
-
-enum Emptiness {
-    Droppable,
-    /// Empty, but somebody may still need to know.
-    NotYet,
-    Not,
+    /// One entry that frees some extents of one generation, of which no two are further apart than it can name. False:
+    /// something is under way there.
+    pub(crate) fn push_drop(&mut self, key: &ExtentKey, replica: u32, extents: &[u32], then: Then) -> bool {
+        let first = *extents.iter().min().expect("not empty");
+        let end = extents.iter().max().expect("not empty") + 1;
+        if self.intake.conflicts(&Hold { replica, first, end, id: 0 }, usize::MAX) {
+            return false;
+        }
+        let mut bits = [0u32; 16];
+        for at in extents.iter().map(|e| e - first) {
+            bits[(at / 32) as usize] |= 1 << (at % 32);
+        }
+        let hold = self.intake.hold(replica, first, end);
+        let period = self.intake.enter();
+        self.intake.waiting.push_back(Op {
+            raw: drop_extents(&ExtentKey { extent: first, ..*key }, &bits),
+            payload: None,
+            slot: None,
+            bits: None,
+            replica,
+            px: NONE,
+            hold,
+            period,
+            source: crate::event::Source(0),
+            then,
+        });
+        true
+    }
 }
 
 impl Disk {
-    fn emptiness(&self, px: Px, users: &proto::Map<Px, u32>) -> Emptiness {
-        let e = self.table.get(px);
-        let empty = e.usage == Use::Owned && !e.states.any_data() && self.overlay.extent(px).is_none();
-        // A replica that is being erased may have outlived its branch's record.
-        if !empty || !self.records.is_live(e.replica) {
-            return Emptiness::Not;
-        }
-        if users.contains_key(&px) {
-            return Emptiness::NotYet;
-        }
-        let r = self.records.replica(e.replica);
-        let b = &self.records.branches[r.branch as usize];
-        // Zeroes hide what lies beneath; it is looked at again when that goes. (What is absent hides nothing.)
-        if e.states.any_zero() && (b.record.parent.is_some() || e.next != NONE) {
-            return Emptiness::Not;
-        }
-        let known = e.version() <= b.stored_durable && r.attempt.is_none();
-        if known { Emptiness::Droppable } else { Emptiness::NotYet }
-    }
-
     /// The extent's entry as it stands on the drive.
     pub(crate) fn raw_extent(&self, px: Px) -> RawExtent {
         let e = self.table.get(px);

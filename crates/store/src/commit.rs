@@ -11,7 +11,7 @@ use crate::journal::{Batch, IN_FLIGHT};
 use crate::op::{Op, Then};
 use crate::overlay::{Block, What};
 use crate::store::{Disk, Job, Store};
-use crate::table::{NONE, Px, Use};
+use crate::table::{NONE, Px, Use, is_bit};
 use proto::limits::{BLOCK, BLOCKS_PER_EXTENT, MARKS_EVERY};
 use proto::message::{Ack, Reply};
 use proto::record::{KIND_WRITE, KIND_ZERO, RECORD_BYTES, RawRecord};
@@ -198,7 +198,7 @@ impl Store {
                     self.disk_mut().supersede_older(op, seq);
                 }
                 self.disk_mut().apply_small(op, seq, position);
-                self.sweep_beneath(op.px);
+                self.look_beneath(op.px);
             }
             KIND_ZERO => self.apply_zero(op, seq),
             KIND_PULL => self.apply_pull(op, seq, position),
@@ -206,6 +206,9 @@ impl Store {
             KIND_SLOT => {
                 if op.replica != NONE {
                     self.apply_delete(op.replica, seq);
+                }
+                if let Some(change) = op.bits.take() {
+                    self.apply_bits(&change, seq);
                 }
                 let image = op.slot.take().expect("a slot's entry has its bytes");
                 self.disk_mut().records.slot_entered(seq, op.raw.home.get() - 1, image);
@@ -241,7 +244,16 @@ impl Store {
         e.sums = op.raw.sums.map(|s| s.get());
         e.set_version(version_of(&op.raw));
         disk.link(op.px);
-        self.sweep_beneath(op.px);
+        self.look_beneath(op.px);
+    }
+
+    /// What a home hides from now on: older generations, and the bit of its own.
+    fn look_beneath(&mut self, px: Px) {
+        let next = self.disk().table.get(px).next;
+        if is_bit(next) {
+            self.checkpoint.empty.push_back(next);
+        }
+        self.sweep_beneath(px);
     }
 
     fn apply_zero(&mut self, op: &Op, seq: u64) {
@@ -319,7 +331,11 @@ impl Store {
             let mut px = newest;
             while px != NONE {
                 let next = self.disk().table.get(px).next;
-                self.free_extent(px, seq);
+                if is_bit(px) {
+                    self.free_bit(px)
+                } else {
+                    self.free_extent(px, seq)
+                }
                 px = next;
             }
         }
@@ -339,10 +355,7 @@ impl Store {
         if reuse {
             disk.table.reuse_at_once(px);
         }
-        // What was kept to hide it may be empty.
-        if let Some(above) = above.filter(|px| !self.disk().table.get(*px).states.any_data()) {
-            self.checkpoint.empty.push_back(above);
-        }
+        self.look_above(above);
     }
 
     /// Answers of a batch that has taken effect.
@@ -371,6 +384,7 @@ impl Store {
                     self.effect(crate::event::Effect::Pulled { token, result: Ok(written) });
                 }
                 Then::Swept => self.sweeper.flying -= 1,
+                Then::Joined => self.sweeper.joining -= 1,
                 Then::Flushed(answer) => self.flusher.owed.push_back((seq, *answer)),
             }
         }
@@ -442,7 +456,7 @@ impl Disk {
         }
     }
     /// The next newer home of the same extent.
-    fn above(&self, px: Px) -> Option<Px> {
+    pub(crate) fn above(&self, px: Px) -> Option<Px> {
         let e = self.table.get(px);
         let mut at = self.records.replica(e.replica).index.get(u32::from(e.extent));
         while at != NONE && at != px {

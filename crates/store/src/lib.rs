@@ -17,6 +17,7 @@ mod homes;
 mod index;
 pub mod inspect;
 mod intake;
+mod join;
 mod journal;
 mod keep;
 pub mod layout;
@@ -34,6 +35,7 @@ mod sweep;
 mod table;
 mod usage;
 pub mod view;
+mod zeroes;
 
 pub use bugs::Bugs;
 pub use event::{Effect, Event, IoId, IoOp, IoResult, Source};

@@ -1,14 +1,14 @@
 //! What a replica holds, told without reading it: manifests, digests, block maps. Computed from memory.
 //!
 //! A manifest lists what changes from one view to the next: the 16 blocks' states *as seen*, however they are stored.
-//! Its versions are those of the extents that the view sees a block of: what nothing sees counts for nothing, so that
-//! replicas that have freed more or less are still equal.
+//! Its versions are those of the extents that the view sees a block of, where it sees bytes at all: what nothing sees, and
+//! how zeroes are stored, counts for nothing, so that replicas that have freed or joined more or less are still equal.
 
 use crate::disk::page::Presence;
 use crate::event::Source;
 use crate::overlay::What;
 use crate::store::{Disk, Store};
-use crate::table::{NONE, Px};
+use crate::table::{NONE, Px, is_bit};
 use proto::limits::BLOCKS_PER_EXTENT;
 use proto::message::{BlockState, ManifestEntry, Reply, Request, Run, Scope, View};
 use proto::{BlockRange, Generation, Generations, Refusal, Version};
@@ -59,6 +59,10 @@ impl Disk {
         let shown = self.states_in(px).into_iter().rev();
         shown.fold(0, |mask, s| mask << 1 | u16::from(s.0 != Presence::Absent))
     }
+    /// Any of its blocks has bytes.
+    pub(crate) fn has_data(&self, px: Px) -> bool {
+        self.states_in(px).iter().any(|s| s.0 == Presence::Data)
+    }
     /// The homes of an extent, oldest first.
     pub(crate) fn chain(&self, newest: Px) -> Vec<Px> {
         let mut chain = Vec::new();
@@ -96,20 +100,23 @@ impl Disk {
     /// Hash and version of states; `None` if they are as good as nothing. Zero is nothing where the branch never had a
     /// parent.
     fn content(&self, states: &States, has_parent: bool) -> Option<(u64, Version)> {
-        let (mut hash, mut any, mut version) = (0, false, Version::ZERO);
+        let (mut hash, mut any, mut data, mut version) = (0, false, false, Version::ZERO);
         for (presence, sum, px) in states {
             let word = match presence {
                 Presence::Data => 1 << 32 | u64::from(*sum),
                 Presence::Zero if has_parent => 2 << 32,
                 Presence::Zero | Presence::Absent => 0,
             };
-            if *presence != Presence::Absent {
+            // A bit knows its own but roughly. Whatever lies above it is younger; and what is zero as a whole is what it is
+            // without a version.
+            if *presence != Presence::Absent && !is_bit(*px) {
                 version = version.max(self.version(*px));
             }
+            data |= *presence == Presence::Data;
             any |= word != 0;
             hash = mix(hash, word);
         }
-        any.then_some((hash, version))
+        any.then_some((hash, if data { version } else { Version::ZERO }))
     }
 
     /// What an extent (its homes, oldest first) is in each of these views (ascending) where it differs from the view

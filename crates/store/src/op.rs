@@ -3,10 +3,11 @@
 use crate::disk::entry::{FLAG_LARGE, KIND_PULL, PullMasks, SLOT_UNITS};
 use crate::disk::page::RECORD_SLOT;
 use crate::event::Source;
+use crate::records::Bits;
 use crate::table::{NONE, Px};
 use proto::control::HeldReplica;
 use proto::record::{KIND_WRITE, KIND_ZERO, RawRecord};
-use proto::{BranchId, Payload};
+use proto::{BranchId, Generation, Payload, Version};
 
 /// An admitted operation.
 pub struct Op {
@@ -15,6 +16,8 @@ pub struct Op {
     pub payload: Option<Payload>,
     /// A record slot's new content.
     pub slot: Option<Box<[u8; RECORD_SLOT]>>,
+    /// Whole zero extents that this slot sets or clears.
+    pub bits: Option<Box<BitChange>>,
     /// Number of the replica; `NONE` for changes of records.
     pub replica: u32,
     /// Home; `NONE` if it has none (of its own).
@@ -25,6 +28,16 @@ pub struct Op {
     pub period: u64,
     pub source: Source,
     pub then: Then,
+}
+
+/// Bits of one window that a slot entry changes.
+pub struct BitChange {
+    pub replica: u32,
+    pub generation: Generation,
+    pub window: u32,
+    pub bits: Bits,
+    /// They are set, with this version; none: they go.
+    pub version: Option<Version>,
 }
 
 /// What is owed.
@@ -47,6 +60,8 @@ pub enum Then {
     },
     /// The sweep may go on.
     Swept,
+    /// ... and with joins.
+    Joined,
     /// Once a flush covers it.
     Flushed(Box<Answer>),
 }
@@ -68,6 +83,7 @@ impl Op {
             raw,
             payload: None,
             slot: Some(Box::new(slot)),
+            bits: None,
             replica: NONE,
             px: NONE,
             hold: 0,

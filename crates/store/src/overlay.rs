@@ -84,8 +84,9 @@ impl Overlay {
     pub fn len(&self) -> usize {
         self.blocks.len()
     }
+    /// (A bit is none of the drive's extents: it has nothing here.)
     fn place(&self, px: Px) -> Option<usize> {
-        (self.places[px as usize] as usize).checked_sub(1)
+        (self.places.get(px as usize).copied().unwrap_or(0) as usize).checked_sub(1)
     }
     #[must_use]
     pub fn extent(&self, px: Px) -> Option<&Dirty> {

@@ -4,11 +4,12 @@
 
 use crate::disk::page::Presence;
 use crate::event::{Failure, IoOp, IoResult, Notice, Source};
+use crate::join::Joining;
 use crate::listing::{last_of, mix};
 use crate::load::MEDIA_ERRORS;
 use crate::overlay::What;
 use crate::store::{Disk, Job, Store};
-use crate::table::{NONE, Px};
+use crate::table::{NONE, Px, is_bit};
 use proto::limits::{BLOCK, BLOCKS_PER_EXTENT, FRAME_PAYLOAD_MAX, READER_EPOCH};
 use proto::message::{BlockState, Reply, Request, Run, Scope, View};
 use proto::record::Sum;
@@ -46,6 +47,8 @@ pub(crate) struct Seen {
     pub generation: Generation,
     pub sum: Sum,
     pub bytes: Bytes,
+    /// The extent that has it; it may be a bit.
+    pub px: Px,
 }
 
 /// Consecutive blocks that one I/O reads.
@@ -54,9 +57,13 @@ struct Part {
     count: usize,
 }
 
-enum Kind {
+pub(crate) enum Kind {
     Read,
-    Verify { first_extent: u32 },
+    Verify {
+        first_extent: u32,
+    },
+    /// For ourselves.
+    Join(Box<Joining>),
 }
 
 pub(crate) struct ReadJob {
@@ -78,12 +85,18 @@ impl Disk {
     pub(crate) fn look(&self, replica: u32, block: u32, view: View) -> Seen {
         let (extent, at) = (block / BLOCKS_PER_EXTENT, block % BLOCKS_PER_EXTENT);
         let mut px = self.records.replica(replica).index.get(extent);
+        let mut above = None;
         while px != NONE {
             let e = self.table.get(px);
-            if e.generation <= last_of(view)
-                && let Some(seen) = self.look_at(px, at)
-            {
-                return seen;
+            if e.generation <= last_of(view) {
+                if let Some(mut seen) = self.look_at(px, at) {
+                    // A bit's version may be that of another extent. Whatever lies above is younger than the bit.
+                    if is_bit(px) {
+                        seen.version = above.unwrap_or(seen.version);
+                    }
+                    return seen;
+                }
+                above = Some(self.version(px));
             }
             px = e.next;
         }
@@ -94,10 +107,11 @@ impl Disk {
             generation: nothing,
             sum: Sum(0),
             bytes: Bytes::None,
+            px: NONE,
         }
     }
     /// ... in one physical extent; `None` if it does not have the block.
-    fn look_at(&self, px: Px, at: u32) -> Option<Seen> {
+    pub(crate) fn look_at(&self, px: Px, at: u32) -> Option<Seen> {
         let e = self.table.get(px);
         let (state, sum, bytes) = match self.overlay.get(px, at) {
             Some(b) => match b.what {
@@ -118,7 +132,7 @@ impl Disk {
                 }
             },
         };
-        Some(Seen { state, version: self.version(px), generation: e.generation, sum, bytes })
+        Some(Seen { state, version: self.version(px), generation: e.generation, sum, bytes, px })
     }
 }
 
@@ -152,20 +166,7 @@ impl Store {
             return Err(Refusal::Invalid);
         }
         let blocks = (first..end).map(|b| self.disk().look(replica, b, view)).collect();
-        let (branch, chunk) = (scope.branch, scope.chunk);
-        let job = ReadJob {
-            source,
-            token,
-            branch,
-            chunk,
-            first,
-            kind,
-            blocks,
-            parts: Vec::new(),
-            waiting: 0,
-            whole: None,
-        };
-        self.begin_read(job);
+        self.begin_read(ReadJob::new(source, token, (scope.branch, scope.chunk), first, kind, blocks));
         Ok(())
     }
 
@@ -200,7 +201,7 @@ impl Store {
         Ok(replica)
     }
 
-    fn begin_read(&mut self, mut job: ReadJob) {
+    pub(crate) fn begin_read(&mut self, mut job: ReadJob) {
         let mut next_offset = None;
         for (i, seen) in job.blocks.iter().enumerate() {
             let Bytes::Drive { offset, .. } = seen.bytes else {
@@ -285,17 +286,33 @@ impl Store {
             let block = job.first + u32::try_from(i).expect("within a chunk");
             self.notice(Notice::BadBlock { branch: job.branch, chunk: job.chunk, block, state: seen.state });
         }
+        if let Kind::Join(joining) = &job.kind {
+            return self.joined(joining, &job.blocks, |count| job.payload(count));
+        }
         let has_parent = self.disk().records.branch(job.branch).is_some_and(|b| b.record.parent.is_some());
         let (source, token, branch) = (job.source, job.token, job.branch);
         let reply = match job.kind {
             Kind::Read => job.answer(),
             Kind::Verify { first_extent } => job.verdict(first_extent, has_parent),
+            Kind::Join(_) => unreachable!("looked at above"),
         };
         self.reply(source, token, branch, reply);
     }
 }
 
 impl ReadJob {
+    pub(crate) fn new(
+        source: Source,
+        token: u64,
+        (branch, chunk): (BranchId, ChunkIndex),
+        first: u32,
+        kind: Kind,
+        blocks: Vec<Seen>,
+    ) -> ReadJob {
+        let (parts, whole) = (Vec::new(), None);
+        ReadJob { source, token, branch, chunk, first, kind, blocks, parts, waiting: 0, whole }
+    }
+
     /// Bytes have come: each block is checked.
     fn take(&mut self, part: usize, bytes: &Payload) {
         let Part { first, count } = self.parts[part];
@@ -339,15 +356,15 @@ impl ReadJob {
     }
 
     /// The data blocks, in order: without a copy where they came in one piece.
-    fn payload(self, count: usize) -> Payload {
-        if let Some(whole) = self.whole.filter(|w| w.blocks() == count) {
-            return whole;
+    fn payload(&self, count: usize) -> Payload {
+        if let Some(whole) = self.whole.as_ref().filter(|w| w.blocks() == count) {
+            return whole.clone();
         }
         let data: Vec<Payload> = self
             .blocks
-            .into_iter()
+            .iter()
             .filter(|s| s.state == BlockState::Data)
-            .filter_map(|s| if let Bytes::Memory(p) = s.bytes { Some(p) } else { None })
+            .filter_map(|s| if let Bytes::Memory(p) = &s.bytes { Some(p.clone()) } else { None })
             .collect();
         assert_eq!(data.len(), count, "each good block has its bytes");
         if let [one] = &data[..] {

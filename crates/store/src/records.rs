@@ -3,7 +3,9 @@
 //! The state here is the *admitted* one: a change is made at once and its entry pushed. Beside it stands what is
 //! flushed, slot by slot: that is what record pages show. Never decides who may change what: admission does.
 
-use crate::disk::page::{BranchRecord, KeepWindow, RECORD_SLOT, ReplicaRecord, Slot, WINDOW};
+use crate::disk::page::{
+    BranchRecord, KeepWindow, RECORD_SLOT, ReplicaRecord, Slot, WINDOW, ZEROES, ZeroBits, ZeroWindow,
+};
 use crate::event::Source;
 use crate::table::ExtentIndex;
 use proto::limits::BLOCKS_PER_EXTENT;
@@ -64,6 +66,37 @@ pub struct Replica {
     pub index: ExtentIndex,
     pub attempt: Option<AttemptState>,
     pub marked: crate::sweep::Marked,
+    /// Extents that are zero as a whole, by generation and window: as admitted.
+    pub zeroes: BTreeMap<(Generation, u32), Zeroes>,
+    /// Slot entries of those that have not taken effect.
+    pub bits_pending: u32,
+}
+impl Replica {
+    /// The extent's bit is set.
+    #[must_use]
+    pub fn has_bit(&self, generation: Generation, extent: u32) -> bool {
+        let at = extent % ZEROES;
+        let window = self.zeroes.get(&(generation, extent / ZEROES));
+        window.is_some_and(|w| w.bits[(at / 64) as usize] >> (at % 64) & 1 == 1)
+    }
+    /// Generations between these two (without them) in which the extent's bit is set.
+    #[must_use]
+    pub fn bits_between(&self, after: Generation, before: Generation, extent: u32) -> Vec<Generation> {
+        let all = self.zeroes.keys().map(|k| k.0).filter(|g| *g > after && *g < before);
+        let mut found: Vec<Generation> = all.filter(|g| self.has_bit(*g, extent)).collect();
+        found.dedup();
+        found
+    }
+}
+
+/// Bits of a window of extents.
+pub type Bits = ZeroBits;
+/// A window of whole zero extents, and its slot.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Zeroes {
+    pub slot: u32,
+    pub bits: Bits,
+    pub version: Version,
 }
 
 /// A set of blocks of a chunk.
@@ -99,6 +132,8 @@ pub enum Owner {
     Replica(u32),
     /// A window of a branch's kept generations.
     Window(u32, u32),
+    /// A window of a replica's whole zero extents.
+    Zeroes(u32, Generation, u32),
 }
 
 /// The windows that a set of generations needs.
@@ -235,6 +270,8 @@ impl Records {
             index: ExtentIndex::default(),
             attempt: None,
             marked: crate::sweep::Marked::default(),
+            zeroes: BTreeMap::new(),
+            bits_pending: 0,
         };
         let number = u32::try_from(self.replicas.insert(replica)).expect("no more than slots");
         self.by_chunk.insert(key, number);
@@ -277,8 +314,38 @@ impl Records {
         changed
     }
 
+    /// Sets bits of a window, in a slot of its own (the caller has counted them): the slot whose content has changed.
+    pub fn set_bits(&mut self, replica: u32, key: (Generation, u32), bits: &Bits, version: Version) -> u32 {
+        if !self.replica(replica).zeroes.contains_key(&key) {
+            let slot = self.free.pop().expect("the caller has counted the slots");
+            self.owners[slot as usize] = Owner::Zeroes(replica, key.0, key.1);
+            let zeroes = Zeroes { slot, bits: Bits::default(), version: Version::ZERO };
+            self.replica_mut(replica).zeroes.insert(key, zeroes);
+        }
+        let w = self.replica_mut(replica).zeroes.get_mut(&key).expect("just looked at");
+        w.bits.iter_mut().zip(bits).for_each(|(to, from)| *to |= from);
+        w.version = w.version.max(version);
+        w.slot
+    }
+    /// Clears bits of a window: the slot whose content has changed (it is free now if none is left), if any has.
+    pub fn clear_bits(&mut self, replica: u32, key: (Generation, u32), bits: &Bits) -> Option<u32> {
+        let w = self.replica_mut(replica).zeroes.get_mut(&key)?;
+        let before = w.bits;
+        w.bits.iter_mut().zip(bits).for_each(|(to, from)| *to &= !from);
+        let (slot, empty) = (w.slot, w.bits == Bits::default());
+        if w.bits == before {
+            return None;
+        }
+        if empty {
+            self.replica_mut(replica).zeroes.remove(&key);
+            self.owners[slot as usize] = Owner::Nobody;
+            self.free.push(slot);
+        }
+        Some(slot)
+    }
+
     /// Forgets a replica as far as requests go; its extents are still on the drive. Gives back the slots that are
-    /// empty now: its own, and with the last one its branch's and those of its windows.
+    /// empty now: its own and those of its zeroes, and with the last one its branch's and those of its windows.
     pub fn delete_replica(&mut self, number: u32) -> Vec<u32> {
         let (branch, slot, key) = {
             let r = self.replica(number);
@@ -286,6 +353,7 @@ impl Records {
         };
         self.by_chunk.remove(&key);
         let mut emptied = vec![slot];
+        emptied.extend(std::mem::take(&mut self.replica_mut(number).zeroes).into_values().map(|w| w.slot));
         let b = &mut self.branches[branch as usize];
         b.replicas.remove(&key.1);
         if b.replicas.is_empty() {
@@ -327,6 +395,13 @@ impl Records {
             Owner::Nobody => Slot::Empty,
             Owner::Branch(n) => Slot::Branch(self.branches[n as usize].record.clone()),
             Owner::Replica(n) => Slot::Replica(self.replica(n).record.clone()),
+            Owner::Zeroes(n, generation, window) => {
+                let r = self.replica(n);
+                let w = &r.zeroes[&(generation, window)];
+                let (branch, chunk, incarnation) = (r.record.branch, r.record.chunk, r.record.incarnation);
+                let (version, bits) = (w.version, w.bits);
+                Slot::Zeroes(ZeroWindow { branch, chunk, incarnation, generation, window, version, bits })
+            }
             Owner::Window(n, window) => {
                 let b = &self.branches[n as usize];
                 let (branch, index) = (b.record.branch, b.record.list.index);
@@ -382,6 +457,30 @@ impl Records {
         }
     }
 
+    /// For checks: each window of zeroes is in its slot, and none is empty.
+    pub fn check_zeroes(&self) {
+        for (_, n) in self.by_chunk.iter() {
+            for ((generation, window), w) in &self.replica(*n).zeroes {
+                assert!(w.bits != Bits::default(), "a window without a bit has no slot");
+                let owner = Owner::Zeroes(*n, *generation, *window);
+                assert_eq!(self.owners[w.slot as usize], owner, "a window's slot");
+            }
+        }
+    }
+
+    /// False if its replica is missing, as of one that was deleted.
+    fn insert_zeroes(&mut self, w: &ZeroWindow, slot: u32) -> bool {
+        let Some(n) = self.replica_number(w.branch, w.chunk) else { return false };
+        let r = self.replica_mut(n);
+        let key = (w.generation, w.window);
+        if r.record.incarnation != w.incarnation || r.zeroes.contains_key(&key) || w.bits == Bits::default() {
+            return false;
+        }
+        r.zeroes.insert(key, Zeroes { slot, bits: w.bits, version: w.version });
+        self.owners[slot as usize] = Owner::Zeroes(n, w.generation, w.window);
+        true
+    }
+
     /// False if its branch is missing, as of one that was deleted.
     fn insert_window(&mut self, w: &KeepWindow, slot: u32) -> bool {
         let Some(branch) = self.branch_number(w.branch) else { return false };
@@ -395,12 +494,12 @@ impl Records {
         true
     }
 
-    /// After recovery: from what the slots hold. Replicas and windows whose branch is missing are left out (their slots are
+    /// After recovery: from what the slots hold. Replicas, windows and zeroes of what is missing are left out (their slots are
     /// given back): cannot be, unless a page is damaged.
     pub fn restore(slots: Vec<Slot>) -> (Records, Vec<u32>) {
         let count = u32::try_from(slots.len()).expect("as many as the zone has");
         let mut records = Records::new(count);
-        let (mut replicas, mut windows) = (Vec::new(), Vec::new());
+        let (mut replicas, mut windows, mut zeroes) = (Vec::new(), Vec::new(), Vec::new());
         let mut orphans = Vec::new();
         let mut empty = Vec::new();
         for (number, slot) in (0..count).zip(slots) {
@@ -412,6 +511,7 @@ impl Records {
                 }
                 Slot::Replica(r) => replicas.push((number, r)),
                 Slot::Keep(w) => windows.push((number, w)),
+                Slot::Zeroes(w) => zeroes.push((number, w)),
             }
         }
         // Two of one chunk cannot be either; the younger one would be the true one.
@@ -425,11 +525,12 @@ impl Records {
                 records.stored[number as usize] = None;
             }
         }
-        for (number, w) in windows {
-            if !records.insert_window(&w, number) {
-                orphans.push(number);
-                records.stored[number as usize] = None;
-            }
+        let mut unknown: Vec<u32> = Vec::new();
+        unknown.extend(windows.iter().filter(|(n, w)| !records.insert_window(w, *n)).map(|w| w.0));
+        unknown.extend(zeroes.iter().filter(|(n, w)| !records.insert_zeroes(w, *n)).map(|w| w.0));
+        for number in unknown {
+            orphans.push(number);
+            records.stored[number as usize] = None;
         }
         records.free = empty.into_iter().chain(orphans.iter().copied()).rev().collect();
         (records, orphans)

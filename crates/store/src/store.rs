@@ -121,6 +121,8 @@ pub struct Store {
     /// Connections that have sent something and are open.
     pub(crate) sources: Set<Source>,
     pub(crate) credits: u64,
+    /// Space kept for zeroes that sessions are about to send.
+    pub(crate) promises: Vec<crate::zeroes::Promise>,
     /// Branches whose marks have risen.
     pub(crate) marks_dirty: VecDeque<BranchId>,
     pub(crate) marks_since: Option<Time>,
@@ -152,6 +154,7 @@ impl Store {
             reads: Slab::new(),
             sources: Set::default(),
             credits: 0,
+            promises: Vec::new(),
             marks_dirty: VecDeque::new(),
             marks_since: None,
             marks_stored: VecDeque::new(),

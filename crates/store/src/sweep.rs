@@ -5,11 +5,10 @@
 //! view sees, or, if the branch has a name, the head as it was at the list (`head`; what is younger hides nothing); a drop
 //! comes into the journal behind the list that it rests on.
 
-use crate::disk::entry::{DROP_EXTENTS, ExtentKey, drop_extents};
-use crate::intake::Hold;
-use crate::op::{Op, Then};
+use crate::disk::entry::{DROP_EXTENTS, ExtentKey};
+use crate::op::Then;
 use crate::store::{Disk, Phase, Store};
-use crate::table::{NONE, Px, Use};
+use crate::table::{NONE, Px, Use, is_bit};
 use proto::{Generation, Span, Time};
 use std::collections::{BTreeMap, VecDeque};
 
@@ -17,6 +16,8 @@ use std::collections::{BTreeMap, VecDeque};
 const SLICE: usize = 256;
 /// Between two goes.
 const PAUSE: Span = Span::millis(1);
+/// Between two goes that join as much as they may.
+const JOIN_PAUSE: Span = Span::millis(4);
 /// After something was in the way; and how long new ones are collected.
 const LATER: Span = Span::millis(20);
 /// Drop entries on their way.
@@ -65,12 +66,14 @@ pub(crate) struct Sweeper {
     queue: VecDeque<u32>,
     /// Drop entries that have not taken effect.
     pub flying: usize,
+    /// Joins that have not.
+    pub joining: usize,
     /// The next look.
     at: Time,
 }
 impl Sweeper {
     pub fn is_idle(&self) -> bool {
-        self.queue.is_empty() && self.flying == 0
+        self.queue.is_empty() && self.flying == 0 && self.joining == 0
     }
     pub fn deadline(&self) -> Time {
         if self.queue.is_empty() { Time::FAR } else { self.at }
@@ -178,13 +181,31 @@ impl Store {
     /// Drops what nobody sees of these extents.
     fn sweep(&mut self, replica: u32, extents: &[u32]) {
         let mut found: BTreeMap<(Generation, u32), Vec<u32>> = BTreeMap::new();
-        for &extent in extents {
-            for px in self.unseen(replica, extent) {
+        let mut bits: Vec<(Generation, u32)> = Vec::new();
+        for (at, &extent) in extents.iter().enumerate() {
+            let unseen = self.unseen(replica, extent);
+            if let Some(pair) = self.pair(replica, extent, &unseen) {
+                if !self.may_join() {
+                    // Guests first: the rest is looked at when some of those under way are done.
+                    extents[at..].iter().for_each(|e| self.mark(replica, *e));
+                    self.sweeper.at = self.now + JOIN_PAUSE;
+                    break;
+                }
+                // It is looked at again once the blocks have moved.
+                if !unseen.is_empty() || !self.join(replica, extent, pair) {
+                    self.mark(replica, extent);
+                    self.sweeper.at = self.now + LATER;
+                }
+            }
+            for px in unseen {
                 let e = self.disk().table.get(px);
-                let quiet = matches!(e.usage, Use::Owned | Use::Fresh)
+                let quiet = matches!(e.usage, Use::Owned | Use::Fresh | Use::Bit)
                     && !self.intake.users.contains_key(&px)
-                    && self.hides_for_good(replica, extent, e.generation);
-                if quiet {
+                    && (!is_bit(px) || self.disk().records.replica(replica).bits_pending == 0)
+                    && self.hides_for_good(replica, extent, px);
+                if quiet && is_bit(px) {
+                    bits.push((e.generation, extent));
+                } else if quiet {
                     found.entry((e.generation, extent / DROP_EXTENTS)).or_default().push(extent);
                 } else {
                     self.mark(replica, extent);
@@ -195,48 +216,29 @@ impl Store {
         for ((generation, _), extents) in found {
             self.drop_unseen(replica, generation, &extents);
         }
+        self.clear_unseen(replica, &bits);
     }
 
-    /// One entry for some extents of one generation, of which no two are further apart than it can name.
+    /// One entry for some extents of one generation.
     fn drop_unseen(&mut self, replica: u32, generation: Generation, extents: &[u32]) {
-        let first = *extents.iter().min().expect("not empty");
-        let last = *extents.iter().max().expect("not empty");
-        let want = Hold { replica, first, end: last + 1, id: 0 };
-        if self.intake.conflicts(&want, usize::MAX) {
-            extents.iter().for_each(|e| self.mark(replica, *e));
-            self.sweeper.at = self.now + LATER;
-            return;
-        }
-        let mut bits = [0u32; 16];
-        for at in extents.iter().map(|e| e - first) {
-            bits[(at / 32) as usize] |= 1 << (at % 32);
-        }
         let r = &self.disk().records.replica(replica).record;
         let (branch, chunk, incarnation) = (r.branch, r.chunk, r.incarnation);
-        let key = ExtentKey { branch, chunk, incarnation, extent: first, generation };
-        let hold = self.intake.hold(replica, first, last + 1);
-        let period = self.intake.enter();
-        self.sweeper.flying += 1;
-        self.intake.waiting.push_back(Op {
-            raw: drop_extents(&key, &bits),
-            payload: None,
-            slot: None,
-            replica,
-            px: NONE,
-            hold,
-            period,
-            source: crate::event::Source(0),
-            then: Then::Swept,
-        });
+        let key = ExtentKey { branch, chunk, incarnation, extent: extents[0], generation };
+        if self.push_drop(&key, replica, extents, Then::Swept) {
+            self.sweeper.flying += 1;
+        } else {
+            extents.iter().for_each(|e| self.mark(replica, *e));
+            self.sweeper.at = self.now + LATER;
+        }
     }
 
     /// What lies above is flushed. A whole extent is written beside the journal: after a power loss its entry may be
     /// dropped while a later drop of what it hid stands, and then neither would be there.
-    fn hides_for_good(&self, replica: u32, extent: u32, generation: Generation) -> bool {
+    fn hides_for_good(&self, replica: u32, extent: u32, px: Px) -> bool {
         let disk = self.disk();
         let chain = disk.chain(disk.records.replica(replica).index.get(extent));
-        let newer = chain.iter().map(|px| disk.table.get(*px)).filter(|e| e.generation > generation);
-        newer.into_iter().all(|e| e.usage != Use::Fresh)
+        let above = chain.iter().skip_while(|at| **at != px).skip(1);
+        above.into_iter().all(|px| disk.table.get(*px).usage != Use::Fresh)
     }
 
     /// The homes of an extent that the list judges and of which no view sees a block.

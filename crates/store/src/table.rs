@@ -1,4 +1,6 @@
-//! The extent table in memory: one entry of 96 bytes per physical extent, who uses it, and which are free.
+//! The extent table in memory: one entry of 96 bytes per physical extent, who uses it, and which are free. Beside them
+//! entries without a place, one for each extent that is zero as a whole in a generation (a *bit*): they stand in the same
+//! chains and look like an extent of sixteen zeroes.
 //!
 //! An entry tells what lies *at home* and is flushed; what has not gone home is the overlay's. Invariants: an
 //! extent that an acknowledged entry frees keeps its content here until that entry is flushed (its page must
@@ -6,12 +8,21 @@
 
 use crate::disk::page::States;
 use proto::{Epoch, Generation, Map, Version};
+use slab::Slab;
 use std::collections::VecDeque;
 
 /// Number of a physical extent.
 pub type Px = u32;
 /// No extent.
 pub const NONE: u32 = u32::MAX;
+/// Numbers from here on are those of bits. (A drive has fewer extents.)
+const BITS: Px = 1 << 31;
+
+/// It is a whole zero extent: it has no place on the drive.
+#[must_use]
+pub const fn is_bit(px: Px) -> bool {
+    px >= BITS && px != NONE
+}
 
 /// Who uses a physical extent.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -28,6 +39,8 @@ pub enum Use {
     FreshFreed,
     /// Free, but a read or write of it is in flight.
     Limbo,
+    /// No extent of the drive: a whole zero extent.
+    Bit,
 }
 
 /// What is known of a physical extent.
@@ -84,9 +97,17 @@ struct Busy {
     blocks: [u32; proto::limits::BLOCKS_PER_EXTENT as usize],
 }
 
+/// A whole zero extent.
+struct Bit {
+    entry: Extent,
+    /// The batch that set it.
+    seq: u64,
+}
+
 /// All extents of the drive.
 pub struct Table {
     extents: Vec<Extent>,
+    bits: Slab<Bit>,
     /// A bit for each free extent.
     free: Vec<u64>,
     free_count: u32,
@@ -104,6 +125,7 @@ impl Table {
         let n = extents as usize;
         Table {
             extents: vec![Extent::FREE; n],
+            bits: Slab::new(),
             free: vec![0; n.div_ceil(64)],
             free_count: 0,
             cursor: 0,
@@ -118,10 +140,48 @@ impl Table {
     }
     #[must_use]
     pub fn get(&self, px: Px) -> &Extent {
-        &self.extents[px as usize]
+        if px < BITS { &self.extents[px as usize] } else { &self.bits[(px - BITS) as usize].entry }
     }
     pub fn get_mut(&mut self, px: Px) -> &mut Extent {
-        &mut self.extents[px as usize]
+        if px < BITS { &mut self.extents[px as usize] } else { &mut self.bits[(px - BITS) as usize].entry }
+    }
+    /// Whole zero extents that are known.
+    #[must_use]
+    pub fn bits(&self) -> usize {
+        self.bits.len()
+    }
+    /// All of them.
+    pub fn all_bits(&self) -> impl Iterator<Item = Px> + '_ {
+        self.bits.iter().map(|(i, _)| BITS + u32::try_from(i).expect("far fewer than numbers"))
+    }
+    /// It is an extent, or a bit that is still there.
+    #[must_use]
+    pub fn is_there(&self, px: Px) -> bool {
+        px < BITS || self.bits.contains((px - BITS) as usize)
+    }
+    /// A whole zero extent, set by this batch; not linked.
+    pub fn add_bit(&mut self, replica: u32, extent: u32, generation: Generation, seq: u64) -> Px {
+        let entry = Extent {
+            states: States::ALL_ZERO,
+            replica,
+            generation,
+            extent: u16::try_from(extent).expect("a chunk has at most 65,536 extents"),
+            usage: Use::Bit,
+            ..Extent::FREE
+        };
+        BITS + u32::try_from(self.bits.insert(Bit { entry, seq })).expect("far fewer than numbers")
+    }
+    /// It is gone; nothing links to it.
+    pub fn remove_bit(&mut self, px: Px) {
+        self.bits.remove((px - BITS) as usize);
+    }
+    /// The batch that set a bit last.
+    #[must_use]
+    pub fn bit_seq(&self, px: Px) -> u64 {
+        self.bits[(px - BITS) as usize].seq
+    }
+    pub fn set_bit_seq(&mut self, px: Px, seq: u64) {
+        self.bits[(px - BITS) as usize].seq = seq;
     }
     /// Extents that can be handed out.
     #[must_use]
@@ -297,9 +357,19 @@ impl ExtentIndex {
 }
 
 impl Table {
-    /// The home of exactly this generation.
+    /// The home of exactly this generation. A bit is none.
     #[must_use]
     pub fn find(&self, index: &ExtentIndex, extent: u32, generation: Generation) -> Option<Px> {
+        self.first_of(index, extent, generation).filter(|px| !is_bit(*px))
+    }
+    /// The bit of exactly this generation.
+    #[must_use]
+    pub fn find_bit(&self, index: &ExtentIndex, extent: u32, generation: Generation) -> Option<Px> {
+        let px = self.first_of(index, extent, generation)?;
+        let at = if is_bit(px) { px } else { self.get(px).next };
+        (is_bit(at) && self.get(at).generation == generation).then_some(at)
+    }
+    fn first_of(&self, index: &ExtentIndex, extent: u32, generation: Generation) -> Option<Px> {
         let mut px = index.get(extent);
         while px != NONE {
             let e = self.get(px);
@@ -314,17 +384,20 @@ impl Table {
     pub fn link(&mut self, index: &mut ExtentIndex, px: Px) {
         assert!(self.try_link(index, px), "two homes of one extent: {px}");
     }
-    /// The same; false if something else has its key.
+    /// The same; false if something else has its key. A bit stands beneath the home of its generation.
     #[must_use]
     pub fn try_link(&mut self, index: &mut ExtentIndex, px: Px) -> bool {
         let (extent, generation) = (u32::from(self.get(px).extent), self.get(px).generation);
+        let above_it = |e: &Extent, at: Px| {
+            e.generation > generation || (e.generation == generation && is_bit(px) && !is_bit(at))
+        };
         let mut above = NONE;
         let mut at = index.get(extent);
-        while at != NONE && self.get(at).generation > generation {
+        while at != NONE && above_it(self.get(at), at) {
             above = at;
             at = self.get(at).next;
         }
-        if at != NONE && self.get(at).generation == generation {
+        if at != NONE && self.get(at).generation == generation && is_bit(at) == is_bit(px) {
             return false;
         }
         self.get_mut(px).next = at;
@@ -405,6 +478,30 @@ mod tests {
         assert_eq!([at(&t, &i, 3), at(&t, &i, 2), at(&t, &i, 1)], [Some(2), None, Some(1)]);
         assert_eq!(i.range(0, 4096).collect::<Vec<_>>(), [(9, 2)]);
         assert_eq!(i.range(10, 4096).count(), 0);
+    }
+
+    #[test]
+    fn a_bit_stands_beneath_the_home_of_its_generation() {
+        let mut t = table(4);
+        let mut i = ExtentIndex::default();
+        let first = t.add_bit(0, 9, Generation(2), 1);
+        t.link(&mut i, first);
+        assert_eq!((t.find(&i, 9, Generation(2)), t.find_bit(&i, 9, Generation(2))), (None, Some(first)));
+        for g in [1, 2, 3] {
+            let px = t.reserve(0, 9, Generation(g)).unwrap();
+            t.link(&mut i, px);
+        }
+        assert_eq!((t.find(&i, 9, Generation(2)), t.find_bit(&i, 9, Generation(2))), (Some(1), Some(first)));
+        assert_eq!((t.get(1).next, t.get(first).next), (first, 0));
+        let late = t.add_bit(0, 9, Generation(3), 1);
+        t.link(&mut i, late);
+        assert_eq!((t.get(2).next, t.get(late).next), (late, 1));
+        let twice = t.add_bit(0, 9, Generation(3), 1);
+        assert!(!t.try_link(&mut i, twice));
+        t.unlink(&mut i, late);
+        t.remove_bit(late);
+        assert!(!t.is_there(late) && t.find_bit(&i, 9, Generation(3)).is_none());
+        assert_eq!((t.len(), t.bits()), (4, 2));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Space by view: which extents of a replica each kept view sees, and which it alone sees. Counted from memory when asked.
 
 use crate::store::Disk;
+use crate::table::is_bit;
 use proto::Generation;
 use proto::message::{Usage, ViewUsage};
 
@@ -17,7 +18,8 @@ impl Disk {
         let mut steps = vec![0i64; kept.len() + 1];
         for (_, newest) in self.records.replica(replica).index.range(0, u32::MAX) {
             let chain = self.chain(newest);
-            for at in 0..chain.len() {
+            // A whole zero extent hides what is older, and takes no space.
+            for at in (0..chain.len()).filter(|at| !is_bit(chain[*at])) {
                 out.total += 1;
                 let hidden = self.hidden_from(&chain[at..]);
                 let first = kept.partition_point(|v| *v < self.table.get(chain[at]).generation);

@@ -5,7 +5,7 @@ use crate::op::{Op, Then};
 use crate::overlay::Way;
 use crate::read::Bytes;
 use crate::store::{Phase, Store};
-use crate::table::{NONE, Use};
+use crate::table::{NONE, Use, is_bit};
 use proto::control::HeldReplica;
 use proto::limits::BLOCKS_PER_EXTENT;
 use proto::message::{BlockState, View};
@@ -95,7 +95,7 @@ impl Store {
         };
         Some((state, seen.version))
     }
-    /// The generation that a view finds a block in; 0: it is absent.
+    /// The generation that a view finds a block in, on an extent of the drive; 0: it is absent, or zero without one.
     #[must_use]
     pub fn generation(
         &self,
@@ -106,7 +106,8 @@ impl Store {
     ) -> Option<Generation> {
         let disk = self.disk.as_ref()?;
         let replica = disk.records.replica_number(branch, chunk)?;
-        Some(disk.look(replica, block, view).generation)
+        let seen = disk.look(replica, block, view);
+        Some(if is_bit(seen.px) { Generation(0) } else { seen.generation })
     }
     /// True if what `block` tells of the head is there, and survives power loss: its entry and bytes are flushed.
     #[must_use]
@@ -125,6 +126,9 @@ impl Store {
             let entry = disk.overlay.get(px, at).map(|b| b.seq);
             let there = entry.is_some() || e.states.get(at) != Presence::Absent;
             if there && e.generation <= crate::listing::last_of(view) {
+                if is_bit(px) {
+                    return disk.table.bit_seq(px) <= disk.journal.flushed;
+                }
                 return e.usage == Use::Owned && entry.is_none_or(|seq| seq <= disk.journal.flushed);
             }
             px = e.next;
@@ -136,12 +140,19 @@ impl Store {
     pub fn entering(&self) -> Vec<(BranchId, ChunkIndex, BlockRange)> {
         let Some(d) = &self.disk else { return Vec::new() };
         let batches = (d.journal.applied + 1..d.journal.next_seq).filter_map(|seq| d.journal.get(seq));
-        let sets_blocks = |op: &&Op| op.is_data();
         let range = |op: &Op| {
+            let branch = BranchId(op.raw.branch.get());
+            if let Some(c) = op.bits.as_ref().filter(|c| c.version.is_some()) {
+                let set: Vec<u32> = crate::zeroes::extents_of(c.window, &c.bits).collect();
+                let first = set.first()? * BLOCKS_PER_EXTENT;
+                let count = (set.last()? + 1) * BLOCKS_PER_EXTENT - first;
+                let chunk = d.records.replicas.get(c.replica as usize)?.record.chunk;
+                return Some((branch, chunk, BlockRange { first, count }));
+            }
             let range = BlockRange { first: op.raw.first.get(), count: op.raw.count.get() };
-            (BranchId(op.raw.branch.get()), ChunkIndex(op.raw.chunk.get()), range)
+            op.is_data().then_some((branch, ChunkIndex(op.raw.chunk.get()), range))
         };
-        batches.flat_map(|b| b.ops.iter().filter(sets_blocks).map(range)).collect()
+        batches.flat_map(|b| b.ops.iter().filter_map(range)).collect()
     }
     /// Where the bytes of a written block are now; `None`: it is not written in this view.
     #[must_use]
@@ -218,11 +229,19 @@ impl Store {
         let Some(d) = &self.disk else { return Vec::new() };
         let Some(n) = d.records.replica_number(branch, chunk) else { return Vec::new() };
         let homes = d.records.replica(n).index.range(0, u32::MAX);
-        homes
-            .flat_map(|(e, px)| d.chain(px).into_iter().map(move |px| (e, d.table.get(px).generation)))
-            .collect()
+        let each = |(e, newest)| d.chain(newest).into_iter().map(move |px| (e, px));
+        homes.flat_map(each).filter(|h| !is_bit(h.1)).map(|(e, px)| (e, d.table.get(px).generation)).collect()
     }
-    /// Physical extents of a replica that no view sees and that are not freed yet.
+    /// Whole zero extents of a replica that take no space: extent, generation.
+    #[must_use]
+    pub fn zero_extents(&self, branch: BranchId, chunk: ChunkIndex) -> Vec<(u32, Generation)> {
+        let Some(d) = &self.disk else { return Vec::new() };
+        let Some(n) = d.records.replica_number(branch, chunk) else { return Vec::new() };
+        let homes = d.records.replica(n).index.range(0, u32::MAX);
+        let each = |(e, newest)| d.chain(newest).into_iter().map(move |px| (e, px));
+        homes.flat_map(each).filter(|h| is_bit(h.1)).map(|(e, px)| (e, d.table.get(px).generation)).collect()
+    }
+    /// Physical and whole zero extents of a replica that no view sees and that are not freed yet.
     #[must_use]
     pub fn unseen_extents(&self, branch: BranchId, chunk: ChunkIndex) -> usize {
         let Some(d) = &self.disk else { return 0 };
@@ -300,6 +319,8 @@ impl Store {
     fn check_lists(&self) {
         let d = self.disk.as_ref().expect("the caller has looked");
         d.records.check_windows();
+        d.records.check_zeroes();
+        self.check_bits();
         for (_, b) in &d.records.branches {
             let list = b.record.list;
             assert!(b.list_flushed <= list.index && list.open <= list.head, "lists grow");
@@ -327,6 +348,30 @@ impl Store {
                 }
             }
         }
+    }
+
+    /// What the table shows of whole zero extents is what is admitted, where nothing is on its way.
+    fn check_bits(&self) {
+        let d = self.disk.as_ref().expect("the caller has looked");
+        let mut shown = 0;
+        for (number, r) in &d.records.replicas {
+            let number = u32::try_from(number).expect("no more than slots");
+            for (extent, newest) in r.index.range(0, u32::MAX) {
+                for px in d.chain(newest).into_iter().filter(|px| is_bit(*px)) {
+                    shown += 1;
+                    let generation = d.table.get(px).generation;
+                    let known = !d.records.is_live(number) || r.has_bit(generation, extent);
+                    assert!(known || r.bits_pending > 0, "bit {extent} {generation} is admitted");
+                }
+            }
+            let admitted = r.zeroes.values().flat_map(|w| w.bits).map(u64::count_ones).sum::<u32>() as usize;
+            let visible = d.table.all_bits().filter(|px| d.table.get(*px).replica == number).count();
+            assert!(
+                r.bits_pending > 0 || !d.records.is_live(number) || admitted == visible,
+                "bits are shown"
+            );
+        }
+        assert_eq!(shown, d.table.bits(), "each bit is in its chain");
     }
 
     /// Every extent is either free, or promised, or some replica's.

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 use proto::message::{
-    BlockState, BranchInfo, ChunkRecord, HeldBy, Reply, Request, RequestFrame, Run, Scope, View,
+    BlockState, BranchInfo, ChunkRecord, HeldBy, Probe, Reply, Request, RequestFrame, Run, Scope, View,
 };
 use proto::*;
 use store::event::{Failure, Opened, Pull};
@@ -399,11 +399,8 @@ fn at_rest_everything_is_home_and_nothing_wakes() {
 fn credits_are_bounded_by_space_and_void_on_a_new_connection() {
     let mut b = Bench::with_replica();
     let ask = |b: &mut Bench, want| {
-        let replies = b.request(
-            2,
-            scope(),
-            Request::Credit { want, probe: Some((Generation(1), BlockRange::new(0, 1))) },
-        );
+        let probe = Probe { generation: Generation(1), range: BlockRange::new(0, 1), zero: false };
+        let replies = b.request(2, scope(), Request::Credit { want, probe: Some(probe) });
         let [Reply::Credit { granted, allocated }] = replies[..] else { panic!("{replies:?}") };
         (granted, allocated)
     };

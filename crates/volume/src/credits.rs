@@ -1,11 +1,13 @@
 //! Space (section 4): a write that may need a new extent carries a credit of each drive; without credits the
-//! session asks about that very range, and answers ENOSPC before anything is sent.
+//! session asks about that very range, and answers ENOSPC before anything is sent. Zeroes carry none: where something may
+//! lie beneath them (a snapshot, a parent) each is asked for; the drive keeps what it takes until it comes.
 
 use crate::members::{Mask, bit, slots};
+use crate::ops::Yield;
 use crate::request::GuestError;
 use crate::session::{Session, What};
-use proto::Span;
-use proto::message::Request;
+use proto::message::{Probe, Request};
+use proto::{Generation, Span};
 
 /// Credits asked for at a time: twice as many as the last time if those were spent so soon, half as many if they
 /// lasted. (In a fresh generation every write takes a new extent.)
@@ -46,9 +48,20 @@ impl Session {
         if waits {
             self.credit_waits.push_back(id);
         } else {
-            self.probe(id, chunk, missing);
+            self.probe(id, chunk, missing, false);
         }
         None
+    }
+
+    /// May a zero be sent? False: it waits for what its drives say, or has ended.
+    pub(crate) fn may_zero(&mut self, id: usize, chunk: u32) -> bool {
+        let over_something = self.generation > Generation::FIRST || self.parents.is_some();
+        if !over_something || self.ops[id].probed == Some(self.generation) {
+            return true;
+        }
+        let required = self.chunks[chunk as usize].required;
+        self.probe(id, chunk, required, true);
+        false
     }
 
     fn ask_credits(&mut self, drive: usize) {
@@ -74,7 +87,7 @@ impl Session {
     }
 
     /// No stock: may these very blocks be written?
-    fn probe(&mut self, id: usize, chunk: u32, missing: Mask) {
+    fn probe(&mut self, id: usize, chunk: u32, missing: Mask, zero: bool) {
         let range = self.ops[id].piece.range;
         self.ops[id].no_space = false;
         self.ops[id].probing = self.generation;
@@ -86,12 +99,9 @@ impl Session {
             }
             asked += 1;
             let token = self.ask(drive, What::Credit { probe: Some(id) });
-            self.send_slot(
-                chunk,
-                slot,
-                token,
-                Request::Credit { want: 1, probe: Some((self.generation, range)) },
-            );
+            let probe = Probe { generation: self.generation, range, zero };
+            let request = Request::Credit { want: u32::from(!zero), probe: Some(probe) };
+            self.send_slot(chunk, slot, token, request);
         }
         self.ops[id].outstanding = asked;
         if asked == 0 {
@@ -137,11 +147,21 @@ impl Session {
             self.dirty = true;
         } else if op.no_space {
             self.return_credits(id);
-            self.end_op(id, Err(GuestError::NoSpace));
+            self.end_without_space(id);
         } else {
             self.ops[id].probed = Some(self.ops[id].probing);
             self.send_op(id);
         }
+    }
+
+    /// Nothing was sent. A discard is advice: what there is no space for stays as it is.
+    fn end_without_space(&mut self, id: usize) {
+        let advised = self.ops[id].request.and_then(|r| self.requests.get_mut(r)).filter(|q| q.advice);
+        let result = advised.map_or(Err(GuestError::NoSpace), |q| {
+            q.left_some = true;
+            Ok(Yield::Written(0))
+        });
+        self.end_op(id, result);
     }
 
     fn return_credits(&mut self, id: usize) {

@@ -90,7 +90,10 @@ impl Session {
                     None => return,
                 }
             }
-            OpKind::Zero => (None, 0),
+            OpKind::Zero => match self.may_zero(id, chunk) {
+                true => (None, 0),
+                false => return,
+            },
             other => unreachable!("{other:?} is not sent"),
         };
         let generation = self.generation;

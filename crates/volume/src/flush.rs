@@ -14,6 +14,7 @@ pub(crate) struct PendingFlush {
     pub upto: u64,
     /// ... on the drives of these chunks; `None`: of all.
     pub chunks: Option<Vec<u32>>,
+    pub reply: GuestReply,
 }
 
 /// Flushes of one drive under way at once.
@@ -22,12 +23,23 @@ const FLUSHES: usize = 2;
 impl Session {
     /// What was acknowledged when it came.
     pub(crate) fn guest_flush(&mut self, ticket: Ticket) {
-        self.flushes.push_back(PendingFlush { ticket, upto: self.answered, chunks: None });
+        self.flushes.push_back(PendingFlush {
+            ticket,
+            upto: self.answered,
+            chunks: None,
+            reply: GuestReply::Done,
+        });
         self.flush_dirty = true;
     }
 
-    pub(crate) fn flush_after_write(&mut self, ticket: Ticket, upto: u64, chunks: Vec<u32>) {
-        self.flushes.push_back(PendingFlush { ticket, upto, chunks: Some(chunks) });
+    pub(crate) fn flush_after_write(
+        &mut self,
+        ticket: Ticket,
+        upto: u64,
+        chunks: Vec<u32>,
+        reply: GuestReply,
+    ) {
+        self.flushes.push_back(PendingFlush { ticket, upto, chunks: Some(chunks), reply });
         self.flush_dirty = true;
     }
 
@@ -101,7 +113,7 @@ impl Session {
                 }
             }
             if !left {
-                let result = if few { Err(crate::GuestError::Io) } else { Ok(GuestReply::Done) };
+                let result = if few { Err(crate::GuestError::Io) } else { Ok(f.reply.clone()) };
                 self.effects.push_back(crate::Effect::Complete { ticket: f.ticket, result });
             }
             left

@@ -82,14 +82,18 @@ impl Splitter {
         if self.done() {
             return None;
         }
-        let block = BLOCK as u64;
+        let (block, extent) = (BLOCK as u64, EXTENT as u64);
         let start = self.next;
         let to = |unit: u64| ((start / unit + 1) * unit).min(self.end);
         let (kind, stop) = match self.kind {
             PieceKind::Zero if !start.is_multiple_of(block) || self.end - start < block => {
                 (PieceKind::ZeroEdge, to(block))
             }
-            PieceKind::Zero => (PieceKind::Zero, to(ZERO_MAX) / block * block),
+            // Whole extents by themselves: they take no space.
+            PieceKind::Zero if !start.is_multiple_of(extent) || self.end - start < extent => {
+                (PieceKind::Zero, to(extent) / block * block)
+            }
+            PieceKind::Zero => (PieceKind::Zero, to(ZERO_MAX) / extent * extent),
             PieceKind::Write => (self.kind, to(EXTENT as u64)),
             PieceKind::Read => (self.kind, to(READ_MAX)),
             PieceKind::Map | PieceKind::Changes(_) => (self.kind, to(MAP_MAX)),
@@ -139,6 +143,16 @@ mod tests {
         assert_eq!(v.len(), 1);
         assert_eq!(v[0].range, BlockRange::new(1, 2));
         assert!(Splitter::whole_blocks(512, 4096).done());
+    }
+
+    #[test]
+    fn zeroes_of_whole_extents_go_by_themselves() {
+        let extent = EXTENT as u64;
+        let v = all(Splitter::new(PieceKind::Zero, extent - 8192, 4 * extent + 12288));
+        let blocks: Vec<_> = v.iter().map(|p| (p.range.first, p.range.count)).collect();
+        assert_eq!(blocks, [(14, 2), (16, 64), (80, 1)]);
+        let v = all(Splitter::new(PieceKind::Zero, (16 << 20) - extent, 2 * extent));
+        assert_eq!(v.iter().map(|p| (p.chunk, p.range.count)).collect::<Vec<_>>(), [(0, 16), (1, 16)]);
     }
 
     #[test]

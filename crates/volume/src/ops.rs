@@ -20,6 +20,9 @@ pub(crate) struct Request {
     splitter: Splitter,
     data: Option<Bytes>,
     fua: bool,
+    /// A discard: what there is no space for is left as it is; and something was.
+    pub advice: bool,
+    pub left_some: bool,
     answer: Answer,
     /// Operations under way, and begun so far.
     left: u32,
@@ -193,6 +196,7 @@ impl Session {
         }
         let mut splitter = Splitter::new(kind, offset, len);
         let (mut data, mut wants_flush) = (None, false);
+        let advice = matches!(g.op, GuestOp::Discard { .. });
         let answer = match g.op {
             GuestOp::Write { data: d, fua, .. } => {
                 let first = offset / BLOCK as u64;
@@ -227,6 +231,8 @@ impl Session {
             splitter,
             data,
             fua,
+            advice,
+            left_some: false,
             answer,
             left: 0,
             begun: 0,
@@ -447,9 +453,12 @@ impl Session {
         if let Some(e) = q.error {
             return self.complete(q.ticket, Err(e));
         }
+        let done = if q.left_some { GuestReply::Left } else { GuestReply::Done };
         let reply = match q.answer {
-            Answer::Done if q.fua && q.upto > 0 => return self.flush_after_write(q.ticket, q.upto, q.chunks),
-            Answer::Done => GuestReply::Done,
+            Answer::Done if q.fua && q.upto > 0 => {
+                return self.flush_after_write(q.ticket, q.upto, q.chunks, done);
+            }
+            Answer::Done => done,
             Answer::Read(v) => GuestReply::Read(v.into_iter().flatten().collect()),
             Answer::Map(v) => GuestReply::Map(v.into_iter().flatten().collect()),
             Answer::Verified { mut differing, bytes } => {

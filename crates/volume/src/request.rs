@@ -25,7 +25,7 @@ pub enum GuestOp {
         fua: bool,
     },
     Flush,
-    /// Blocks wholly inside read as zeroes; sectors at the edges are left alone.
+    /// Blocks wholly inside read as zeroes; sectors at the edges are left alone, and whatever there is no space for.
     Discard {
         offset: u64,
         len: u64,
@@ -81,6 +81,9 @@ pub enum ReadPiece {
 #[derive(Clone, Debug)]
 pub enum GuestReply {
     Done,
+    /// A discard that left something as it was: some drive has no space to say that it is gone (a snapshot, or a parent,
+    /// still has it). A guest is told that it is done: a discard is advice.
+    Left,
     Read(Vec<ReadPiece>),
     /// Runs of blocks from the block that holds `offset`.
     Map(Vec<Run>),

@@ -433,3 +433,37 @@ fn more_credits_are_asked_for_while_they_are_spent() {
     w.calm(10);
     assert_eq!(answered(&w, t), Some(vec![]));
 }
+
+/// A zero over what a snapshot holds may need space: it is asked for first, so that no replica refuses what was sent.
+#[test]
+fn over_a_snapshot_zeroes_are_asked_for_and_a_discard_without_space_leaves_things_as_they_are() {
+    let mut w = served();
+    write(&mut w, 0, 1, 11);
+    w.calm(10);
+    let zero = |w: &mut World, op: GuestOp| {
+        let epoch = w.hosts[0].epoch;
+        let ticket = w.judge.begin(Kind::Write(vec![0]), 1, 1, epoch);
+        w.event(0, Event::Guest(GuestRequest { ticket, op }));
+        let asked = w.hosts[0].links[&NodeId(2)].to_replica.iter().any(|f| {
+            matches!(f.request, Request::Credit { probe: Some(message::Probe { zero: true, .. }), .. })
+        });
+        w.calm(20);
+        (w.judge.ops[&ticket].result.clone(), asked)
+    };
+    let discard = || GuestOp::Discard { offset: 4096, len: 4096, fua: false };
+    let zeroes = || GuestOp::WriteZeroes { offset: 4096, len: 4096, fua: true, no_hole: false };
+    assert_eq!(zero(&mut w, discard()), (Some(Ok(vec![])), false), "there is no snapshot");
+    write(&mut w, 0, 1, 12);
+    ask(&mut w, false);
+    w.calm(40);
+    assert_eq!(w.hosts[0].session.generation(), G2);
+    let holds = |w: &World, value: u64| w.nodes.values().all(|n| n.drives[0].value(0, 1) == value);
+    w.nodes.get_mut(&NodeId(2)).unwrap().drives[0].full = true;
+    assert_eq!(zero(&mut w, discard()), (Some(Ok(vec![])), true));
+    assert!(holds(&w, 12), "nothing was sent to anybody");
+    assert_eq!(zero(&mut w, zeroes()), (Some(Err(GuestError::NoSpace)), true));
+    assert!(holds(&w, 12));
+    w.nodes.get_mut(&NodeId(2)).unwrap().drives[0].full = false;
+    assert_eq!(zero(&mut w, zeroes()), (Some(Ok(vec![])), true));
+    assert!(holds(&w, 0) && w.metad.chunks[0].in_sync_count() == 3);
+}

@@ -22,7 +22,7 @@ pub(super) fn guest_op(op: Op) -> GuestOp {
 
 pub(super) fn complete(server: &mut Server, id: RequestId, result: Result<GuestReply, GuestError>) {
     match result {
-        Ok(GuestReply::Done) => server.done(id),
+        Ok(GuestReply::Done | GuestReply::Left) => server.done(id),
         Ok(GuestReply::Read(pieces)) => server.read_done(id, pieces.into_iter().map(piece)),
         Ok(GuestReply::Map(runs)) => server.status_done(id, &runs),
         Ok(GuestReply::Verified { .. }) => unreachable!("no NBD request asks for a verification"),

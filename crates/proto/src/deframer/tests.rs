@@ -170,8 +170,11 @@ fn request_of() -> impl Strategy<Value = Request> {
             payload,
             failed
         }),
-        (any::<u32>(), prop::option::of((1..9u32, range())))
-            .prop_map(|(want, probe)| (want, probe.map(|(g, r)| (Generation(g), r))))
+        (any::<u32>(), prop::option::of((1..9u32, range(), any::<bool>())))
+            .prop_map(|(want, p)| (
+                want,
+                p.map(|(g, range, zero)| Probe { generation: Generation(g), range, zero })
+            ))
             .prop_map(|(want, probe)| Request::Credit { want, probe }),
         (view(), range()).prop_map(|(view, range)| Request::Map { view, range }),
         (view(), 0..9999u32).prop_map(|(view, e)| Request::Verify { view, first_extent: e, extents: 7 }),
@@ -503,7 +506,13 @@ fn impossible_ranges_and_geometries_are_refused() {
     let requests = [
         (read, Kind::Read),
         (Request::Map { view: View::Head, range: BlockRange::new(1, 0) }, Kind::Map),
-        (Request::Credit { want: 1, probe: Some((Generation(1), far)) }, Kind::Credit),
+        (
+            Request::Credit {
+                want: 1,
+                probe: Some(Probe { generation: Generation(1), range: far, zero: false }),
+            },
+            Kind::Credit,
+        ),
         (Request::Verify { view: View::Head, first_extent: u32::MAX, extents: 1 }, Kind::Verify),
         (manifest(View::Head, Generation(0), u32::MAX), Kind::Manifest),
         (manifest(View::At(Generation(3)), Generation(3), 0), Kind::Manifest),

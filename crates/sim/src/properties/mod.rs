@@ -78,7 +78,7 @@ impl World {
         // A discard of less than a block does nothing, and asks nobody.
         let nothing =
             matches!(asked.op, GuestOp::Discard { .. }) && whole_blocks_of(&asked.op).next().is_none();
-        if result.is_err() || nothing {
+        if result.is_err() || nothing || matches!(result, Ok(GuestReply::Left)) {
             return;
         }
         let now = self.now;

@@ -131,6 +131,7 @@ pub enum Presence {
 pub struct States(pub u32);
 impl States {
     pub const ALL_DATA: States = States(0x5555_5555);
+    pub const ALL_ZERO: States = States(0xaaaa_aaaa);
     #[must_use]
     pub fn get(self, block: u32) -> Presence {
         match self.0 >> (2 * block) & 3 {
@@ -261,6 +262,25 @@ pub struct KeepWindow {
     pub kept: Generations,
 }
 
+/// Extents that one slot of whole zero extents speaks of.
+pub const ZEROES: u32 = 1024;
+/// A bit for each of them.
+pub type ZeroBits = [u64; ZEROES as usize / 64];
+
+/// Extents of a replica that are zero as a whole in one generation, where that generation has nothing else.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ZeroWindow {
+    pub branch: BranchId,
+    pub chunk: ChunkIndex,
+    pub incarnation: Incarnation,
+    pub generation: Generation,
+    /// The first extent is `window * ZEROES`.
+    pub window: u32,
+    /// At least that of each of them.
+    pub version: Version,
+    pub bits: ZeroBits,
+}
+
 /// What a record slot holds.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub enum Slot {
@@ -269,6 +289,7 @@ pub enum Slot {
     Branch(BranchRecord),
     Replica(ReplicaRecord),
     Keep(KeepWindow),
+    Zeroes(ZeroWindow),
 }
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -335,11 +356,29 @@ struct RawWindow {
     reserved2: U64,
     bits: [u8; WINDOW as usize / 8],
 }
+
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct RawZeroes {
+    kind: u8,
+    reserved: [u8; 3],
+    window: U32,
+    branch: U64,
+    incarnation: U64,
+    chunk: U32,
+    generation: U32,
+    epoch: U32,
+    reserved2: U32,
+    seq: U64,
+    bits: [U64; ZEROES as usize / 64],
+}
+const _: () = assert!(size_of::<RawZeroes>() <= RECORD_SLOT);
 const _: () = assert!(size_of::<RawBranch>() <= RECORD_SLOT && size_of::<RawReplica>() <= RECORD_SLOT);
 const _: () = assert!(size_of::<RawWindow>() <= RECORD_SLOT);
 const KIND_BRANCH: u8 = 1;
 const KIND_REPLICA: u8 = 2;
 const KIND_KEEP: u8 = 3;
+const KIND_ZEROES: u8 = 4;
 
 impl Slot {
     #[must_use]
@@ -350,6 +389,7 @@ impl Slot {
             Slot::Branch(b) => out[..size_of::<RawBranch>()].copy_from_slice(RawBranch::of(b).as_bytes()),
             Slot::Replica(r) => out[..size_of::<RawReplica>()].copy_from_slice(RawReplica::of(r).as_bytes()),
             Slot::Keep(w) => out[..size_of::<RawWindow>()].copy_from_slice(RawWindow::of(w).as_bytes()),
+            Slot::Zeroes(w) => out[..size_of::<RawZeroes>()].copy_from_slice(RawZeroes::of(w).as_bytes()),
         }
         out
     }
@@ -361,6 +401,7 @@ impl Slot {
             &KIND_BRANCH => RawBranch::read_from_prefix(bytes).ok()?.0.record().map(Slot::Branch),
             &KIND_REPLICA => RawReplica::read_from_prefix(bytes).ok()?.0.record().map(Slot::Replica),
             &KIND_KEEP => RawWindow::read_from_prefix(bytes).ok()?.0.window().map(Slot::Keep),
+            &KIND_ZEROES => RawZeroes::read_from_prefix(bytes).ok()?.0.window().map(Slot::Zeroes),
             _ => None,
         }
     }
@@ -510,6 +551,38 @@ impl RawWindow {
     }
 }
 
+impl RawZeroes {
+    fn of(w: &ZeroWindow) -> RawZeroes {
+        RawZeroes {
+            kind: KIND_ZEROES,
+            reserved: [0; 3],
+            window: w.window.into(),
+            branch: w.branch.0.into(),
+            incarnation: w.incarnation.0.into(),
+            chunk: w.chunk.0.into(),
+            generation: w.generation.0.into(),
+            epoch: w.version.epoch.0.into(),
+            reserved2: U32::ZERO,
+            seq: w.version.seq.into(),
+            bits: w.bits.map(U64::new),
+        }
+    }
+    fn window(&self) -> Option<ZeroWindow> {
+        let (window, generation) = (self.window.get(), Generation(self.generation.get()));
+        // A chunk has at most 65,536 extents.
+        let possible = window < 65_536 / ZEROES && generation >= Generation::FIRST;
+        possible.then(|| ZeroWindow {
+            branch: BranchId(self.branch.get()),
+            chunk: ChunkIndex(self.chunk.get()),
+            incarnation: Incarnation(self.incarnation.get()),
+            generation,
+            window,
+            version: Version::new(Epoch(self.epoch.get()), self.seq.get()),
+            bits: self.bits.map(U64::get),
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -541,13 +614,18 @@ mod tests {
             });
             let kept = bits.into_iter().map(|b| window * WINDOW + b).filter(|g| *g > 0).map(Generation).collect();
             let keep = Slot::Keep(KeepWindow { branch: BranchId(numbers[3]), window, index: ListIndex(numbers[4]), kept });
-            for slot in [branch, replica, keep, Slot::Empty] {
+            let zeroes = Slot::Zeroes(ZeroWindow {
+                branch: BranchId(numbers[3]), chunk: ChunkIndex(small[0]), incarnation: Incarnation(numbers[1]),
+                generation: Generation(small[4].max(1)), window: window % 64, version: Version::new(Epoch(small[2]), numbers[5]),
+                bits: std::array::from_fn(|i| numbers[i % 8].rotate_left(u32::try_from(i).unwrap())),
+            });
+            for slot in [branch, replica, keep, zeroes, Slot::Empty] {
                 prop_assert_eq!(Slot::decode(&slot.encode()), Some(slot));
             }
         }
 
         #[test]
-        fn rubbish_in_a_slot_never_panics(kind in 0u8..5, rest in prop::collection::vec(any::<u8>(), RECORD_SLOT - 1)) {
+        fn rubbish_in_a_slot_never_panics(kind in 0u8..6, rest in prop::collection::vec(any::<u8>(), RECORD_SLOT - 1)) {
             let bytes: Vec<u8> = std::iter::once(kind).chain(rest).collect();
             let _ = Slot::decode(&bytes);
         }

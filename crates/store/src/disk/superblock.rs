@@ -13,7 +13,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 const MAGIC: [u8; 8] = *b"BLOCKDSB";
 /// Version of the format. A higher one is refused.
-pub const VERSION: u16 = 3;
+pub const VERSION: u16 = 4;
 /// Feature bits that this code knows. Unknown incompatible ones forbid opening; unknown read-only ones too,
 /// for there is no read-only opening yet; unknown compatible ones are kept and ignored.
 pub const KNOWN_INCOMPATIBLE: u64 = 0;

@@ -335,6 +335,7 @@ impl Store {
                 self.checkpoint.empty.push_back(px);
             }
         }
+        self.checkpoint.empty.extend(disk.table.all_bits());
         // What was to be swept is not written down anywhere.
         let listed = disk.records.replicas.iter().map(|(n, _)| u32::try_from(n).expect("no more than slots"));
         let listed: Vec<u32> =

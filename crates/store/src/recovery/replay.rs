@@ -459,6 +459,7 @@ impl Replay {
                 return Err(Failure::TableLost(u64::from(px) / TABLE_PER_PAGE as u64));
             }
         }
+        disk.show_bits();
         let mut bare = Vec::new();
         for ((n, extent, g), p) in self.pending {
             let Some(px) = disk.find(n, extent, g) else {

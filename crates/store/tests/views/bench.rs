@@ -21,6 +21,8 @@ pub struct Bench {
     pub medium: Medium,
     pub store: Store,
     pub now: Time,
+    /// Everything is checked whenever time passes; dear.
+    pub checks: bool,
     boot: u8,
     openings: u64,
     seen: Vec<Effect>,
@@ -39,9 +41,12 @@ pub fn page(value: u64) -> Vec<u8> {
 
 impl Bench {
     pub fn new(parent: bool) -> Bench {
-        let mut medium = Medium::new(SIZE, true);
+        Bench::sized(SIZE, parent)
+    }
+    pub fn sized(size: u64, parent: bool) -> Bench {
+        let mut medium = Medium::new(size, true);
         let params = FormatParams {
-            size: SIZE,
+            size,
             cluster: ClusterId(1),
             node: NodeId(2),
             drive: DRIVE,
@@ -50,8 +55,9 @@ impl Bench {
         medium.format(&params).unwrap();
         let mut b = Bench {
             medium,
-            store: Store::new(open_params(1, 1)),
+            store: Store::new(open_params(size, 1, 1)),
             now: Time(1),
+            checks: true,
             boot: 1,
             openings: 1,
             seen: Vec::new(),
@@ -103,7 +109,9 @@ impl Bench {
             assert!(wakes < 20_000, "woken without end");
         }
         self.now = end;
-        self.store.check();
+        if self.checks {
+            self.store.check();
+        }
     }
     /// Power loss (or the death of the process), and another opening.
     pub fn restart(&mut self, power: bool) {
@@ -115,7 +123,10 @@ impl Bench {
             self.medium.kill(&mut dice);
         }
         self.openings += 1;
-        self.store = Store::new(OpenParams { now: self.now, ..open_params(self.boot, self.openings) });
+        self.store = Store::new(OpenParams {
+            now: self.now,
+            ..open_params(self.medium.size(), self.boot, self.openings)
+        });
         self.seen.clear();
         self.settle();
         self.event(Event::Confirmed);
@@ -158,6 +169,10 @@ impl Bench {
     }
     pub fn zero(&mut self, generation: u32, seq: u64, first: u32, count: u32) -> Vec<Reply> {
         self.put(RecordKind::Zero, generation, seq, BlockRange::new(first, count), Payload::empty())
+    }
+    /// One block of an extent that views are not looked at in.
+    pub fn write_far(&mut self, generation: u32, seq: u64, extent: u32) -> Vec<Reply> {
+        self.write(generation, seq, extent * 16, &[seq])
     }
     fn put(
         &mut self,
@@ -272,6 +287,10 @@ impl Bench {
         assert!(done, "{:?}", self.seen);
         true
     }
+    /// Of the next list.
+    pub fn index(&mut self) -> u64 {
+        self.store.kept(BRANCH).unwrap().0.0 + 1
+    }
     pub fn keep(&mut self, list: KeepList) {
         self.event(Event::Keep(list));
         self.event(Event::TurnEnd);
@@ -302,9 +321,9 @@ pub fn list(index: u64, open: u32, head: u32, kept: &[u32]) -> KeepList {
     }
 }
 
-fn open_params(boot: u8, opening: u64) -> OpenParams {
+fn open_params(size: u64, boot: u8, opening: u64) -> OpenParams {
     OpenParams {
-        size: SIZE,
+        size,
         boot: [boot; 16],
         cluster: ClusterId(1),
         node: NodeId(2),

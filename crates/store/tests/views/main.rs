@@ -2,8 +2,10 @@
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 mod bench;
+mod joins;
 mod lists;
 mod rules;
+mod zeroes;
 
 use bench::{BLOCKS, Bench, EXTENTS, g, list, steps};
 use proptest::prelude::*;

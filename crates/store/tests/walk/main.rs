@@ -5,6 +5,7 @@
 #![allow(clippy::cast_possible_truncation, clippy::unwrap_used, reason = "small numbers of a test")]
 #![allow(clippy::disallowed_methods, reason = "a test may be told how far to walk")]
 
+mod checks;
 mod crash;
 mod model;
 mod world;

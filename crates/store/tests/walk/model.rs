@@ -7,7 +7,7 @@ use proto::{Payload, Version};
 use std::collections::BTreeMap;
 use store::view::BlockView;
 
-/// One write of one block. Value 0 is zeroes, and nothing.
+/// One write of one block. Value 0 is zeroes.
 #[derive(Clone, Debug)]
 pub struct W {
     pub value: u64,
@@ -22,9 +22,13 @@ pub struct W {
 #[derive(Default)]
 pub struct Model {
     pub blocks: BTreeMap<(u32, u32), Vec<W>>,
+    /// The value of what was never written.
+    pub nothing: u64,
     sums: BTreeMap<Sum0, u64>,
 }
 type Sum0 = u32;
+/// What a block has that nobody wrote or zeroed, where that is not the same as zeroes.
+pub const ABSENT: u64 = u64::MAX;
 
 pub fn page(value: u64) -> Vec<u8> {
     value.to_le_bytes().repeat(BLOCK / 8)
@@ -35,9 +39,10 @@ pub fn pages(values: &[u64]) -> Payload {
 
 impl Model {
     pub fn history(&mut self, at: (u32, u32)) -> &mut Vec<W> {
+        let nothing = self.nothing;
         self.blocks.entry(at).or_insert_with(|| {
             vec![W {
-                value: 0,
+                value: nothing,
                 version: Version::ZERO,
                 generation: 1,
                 acked: true,
@@ -62,7 +67,8 @@ impl Model {
     }
     pub fn value_of(&self, state: BlockView) -> Option<u64> {
         match state {
-            BlockView::Zero | BlockView::Absent => Some(0),
+            BlockView::Zero => Some(0),
+            BlockView::Absent => Some(self.nothing),
             BlockView::Data(sum) => self.sums.get(&sum.0).copied(),
         }
     }
@@ -102,7 +108,7 @@ impl Model {
         let found = h.iter().skip(floor).position(|w| w.value == value).map(|i| i + floor).or(newest);
         match found {
             Some(i) if i >= floor => Ok(i),
-            None if h.is_empty() && value == 0 => Ok(0),
+            None if h.is_empty() && value == self.nothing => Ok(0),
             found => Err(format!(
                 "block {at:?} in {view:?} gives {value} (place {found:?}); at least {floor} of {:?}",
                 h.iter().map(|w| (w.value, w.version, w.acked, w.flushed)).collect::<Vec<_>>()

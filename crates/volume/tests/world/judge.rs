@@ -87,7 +87,7 @@ impl Judge {
                 self.verified.insert(ticket, (differing, bytes));
                 vec![]
             }
-            GuestReply::Done => vec![],
+            GuestReply::Done | GuestReply::Left => vec![],
         }));
     }
 

@@ -322,8 +322,10 @@ impl Drive {
                 vec![frame(Reply::Done)]
             }
             Request::Credit { want, probe } => {
-                let allocated = probe
-                    .is_some_and(|(g, r)| self.extent_version(scope.chunk.0, r.extent(), g) != Version::ZERO);
+                let there = |p: &Probe| {
+                    self.extent_version(scope.chunk.0, p.range.extent(), p.generation) != Version::ZERO
+                };
+                let allocated = probe.is_some_and(|p| there(&p) || (p.zero && !self.full));
                 let granted = if self.full { 0 } else { want };
                 vec![frame(Reply::Credit { granted, allocated })]
             }

@@ -107,19 +107,23 @@ impl Model {
     fn delete(&mut self, number: u64) {
         self.kept.retain(|(n, _)| *n != number);
     }
+    /// For each extent: one for each interval between snapshots in which it was written, for what no snapshot tells apart is
+    /// joined; one for what is sealed behind the last snapshot, if the head sees some of it; and the head's own.
     fn extents(&self) -> u64 {
-        let mut views: Vec<u64> = self.kept.iter().map(|(_, at)| *at).chain([self.now]).collect();
-        views.sort_unstable();
-        let seen = |chain: &Vec<(u64, u16)>| {
-            let of = |(i, (at, mask)): (usize, &(u64, u16))| {
-                // The first view from there on sees most of it.
-                let view = views.iter().find(|v| *v >= at).expect("the head is a view");
-                let hides = chain[i + 1..].iter().take_while(|(later, _)| later <= view);
-                hides.fold(*mask, |left, (_, m)| left & !m) != 0
+        let mut ends: Vec<u64> = self.kept.iter().map(|(_, at)| *at).collect();
+        ends.sort_unstable();
+        let count = |chain: &Vec<(u64, u16)>| {
+            let part = |from: Option<u64>, to: u64| {
+                let within = chain.iter().filter(|(at, _)| from.is_none_or(|f| *at > f) && *at <= to);
+                within.fold(0, |mask, (_, m)| mask | m)
             };
-            chain.iter().enumerate().filter(|e| of(*e)).count() as u64
+            let starts = std::iter::once(None).chain(ends.iter().copied().map(Some));
+            let kept = starts.zip(&ends).filter(|(from, to)| part(*from, **to) != 0).count() as u64;
+            let head = chain.last().filter(|(at, _)| *at == self.now).map_or(0, |(_, mask)| *mask);
+            let rest = self.now.checked_sub(1).map_or(0, |to| part(ends.last().copied(), to));
+            kept + u64::from(rest & !head != 0) + u64::from(head != 0)
         };
-        self.written.iter().map(seen).sum()
+        self.written.iter().map(count).sum()
     }
 }
 
@@ -272,5 +276,15 @@ mod tests {
         assert_eq!(m.extents(), 3);
         m.delete(1);
         assert_eq!(m.extents(), 2, "only what the head sees");
+        for n in 3..6 {
+            m.snapshot(n);
+            m.write(16 + n, 1);
+        }
+        assert_eq!(m.extents(), 5);
+        m.delete(4);
+        assert_eq!(m.extents(), 4, "what was written in between is joined");
+        m.delete(3);
+        m.delete(5);
+        assert_eq!(m.extents(), 3, "one that is sealed, and the head's");
     }
 }
