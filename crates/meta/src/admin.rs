@@ -2,8 +2,8 @@
 
 use crate::model::{Class, Quota};
 use crate::view::{
-    ClusterView, DriveView, EventView, JobView, NodeView, PolicyView, SnapshotView, TrashView, VolumeLine,
-    VolumeView, WaitFor,
+    ClusterView, DriveView, EventView, JobView, NodeView, OrphanView, PolicyView, SnapshotView, TrashView,
+    VolumeLine, VolumeView, WaitFor,
 };
 use proto::{BranchId, ClusterId, DriveId, Generation, JobId, NodeId, ProcessNumber, RequestId, VolumeId};
 use schedule::Retention;
@@ -117,6 +117,8 @@ pub enum AdminRequest {
         /// To the trash, to rest until nobody reads from it.
         despite_clones: bool,
     },
+    /// Replicas on drives that nobody needs.
+    OrphanList,
     /// What rests in the trash.
     TrashList,
     /// By its name, the one deleted last, or by its id.
@@ -287,4 +289,5 @@ pub enum AdminAnswer {
     },
     Trash(Vec<TrashView>),
     Policies(Vec<PolicyView>),
+    Orphans(Vec<OrphanView>),
 }

@@ -132,6 +132,8 @@ pub enum Op {
         path: String,
         /// Replicas on the drive that no configuration names (as the leader saw it; checked again).
         orphans: Vec<HeldReplica>,
+        /// How many replicas are on it that were never placed.
+        unknown: u32,
     },
     DriveDown {
         drive: DriveId,
@@ -410,8 +412,9 @@ impl Op {
         match self {
             Op::Flatten { .. } | Op::JobCancel { .. } | Op::Cut { .. } => 5,
             Op::NodeRegister { .. } => 2,
-            // Has a field that the formats before have not.
+            // Have a field that the formats before have not.
             Op::VolumeDelete { .. } => 3,
+            Op::DriveOpened { .. } => 7,
             Op::SnapshotCreate { .. }
             | Op::Sealed { .. }
             | Op::SealCancel { .. }

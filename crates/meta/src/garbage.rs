@@ -74,11 +74,23 @@ impl MetaState {
 
     /// True if this replica is one that metad placed once and that no configuration names now.
     pub(crate) fn is_orphan(&self, drive: DriveId, r: &HeldReplica) -> bool {
-        let given = r.incarnation.0 != 0 && r.incarnation.0 <= self.head.last_incarnation;
+        let given = self.was_placed(r);
         let named = self.configuration(r.branch, r.chunk).is_some_and(|c| {
             c.members.iter().any(|m| m.place.drive == drive && m.place.incarnation == r.incarnation)
         });
         given && !named
+    }
+
+    /// Some metad of this cluster gave it its incarnation.
+    pub(crate) fn was_placed(&self, r: &HeldReplica) -> bool {
+        r.incarnation.0 != 0 && r.incarnation.0 <= self.head.last_incarnation
+    }
+
+    /// How many replicas are to be erased on a drive.
+    #[must_use]
+    pub fn garbage_count(&self, drive: DriveId) -> u64 {
+        let range = (drive, BranchId(0), 0)..=(drive, BranchId(u64::MAX), u32::MAX);
+        self.garbage.range(range).map(|(_, page)| page.len() as u64).sum()
     }
 
     /// Forgets what was to be erased on a drive that is removed.

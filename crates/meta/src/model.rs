@@ -78,6 +78,8 @@ pub struct Drive {
     pub changes: u64,
     /// To be emptied.
     pub retired: bool,
+    /// Replicas on it that no metad of this cluster has placed, when it was opened last.
+    pub unknown: u32,
     pub added_ms: u64,
 }
 

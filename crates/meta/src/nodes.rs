@@ -263,6 +263,7 @@ impl MetaState {
             down: None,
             changes: 0,
             retired: false,
+            unknown: 0,
             added_ms: at,
         };
         self.drives.insert(id, drive);
@@ -275,7 +276,7 @@ impl MetaState {
     /// The last opening that was confirmed must be in the list. A list whose newest was confirmed already
     /// is a late double: the same answer.
     fn apply_drive_opened(&mut self, at: u64, op: &Op) -> MetaAnswer {
-        let Op::DriveOpened { node, drive: id, openings, capacity, path, orphans } = op else {
+        let Op::DriveOpened { node, drive: id, openings, capacity, path, orphans, unknown } = op else {
             unreachable!("called for this command")
         };
         let Some(drive) = self.drives.get_mut(id) else {
@@ -296,6 +297,7 @@ impl MetaState {
         }
         confirm(drive, openings);
         drive.capacity = *capacity;
+        drive.unknown = *unknown;
         path.clone_into(&mut drive.path);
         if let Some(since) = drive.down.take() {
             drive.changes += 1;

@@ -9,8 +9,8 @@ use crate::service::Service;
 use crate::state::MetaState;
 use crate::survey::{Fault, Survey};
 use crate::view::{
-    DriveView, EventView, FaultView, JobView, NodeView, SessionView, SnapshotView, VolumeLine, VolumeView,
-    WaitFor,
+    DriveView, EventView, FaultView, JobView, NodeView, OrphanView, SessionView, SnapshotView, VolumeLine,
+    VolumeView, WaitFor,
 };
 use proto::control::{JobTrouble, SessionStatus};
 use proto::{BranchId, DriveId, Generation, JobId, NodeId, VolumeId};
@@ -49,6 +49,7 @@ impl Service {
             AdminRequest::PolicyList { name } => {
                 AdminAnswer::Policies(self.policy_views(state, name.as_deref())?)
             }
+            AdminRequest::OrphanList => AdminAnswer::Orphans(self.orphan_views(state)),
             AdminRequest::TrashList => AdminAnswer::Trash(state.trash_views()),
             AdminRequest::SnapshotList { volume } => {
                 let volume = volume.map(|name| find_volume(state, &name)).transpose()?;
@@ -152,6 +153,23 @@ impl Service {
             total: status.map_or(0, |s| s.total),
             trouble,
         })
+    }
+
+    /// Of drives that have any.
+    fn orphan_views(&self, state: &MetaState) -> Vec<OrphanView> {
+        let view = |(id, row): (&DriveId, &crate::model::Drive)| {
+            let (to_erase, drive) = (state.garbage_count(*id), self.drive_view(state, *id));
+            (to_erase > 0 || row.unknown > 0).then_some(OrphanView {
+                drive: *id,
+                node: drive.node,
+                node_name: drive.node_name,
+                state: drive.state,
+                down_since_ms: drive.down_since_ms,
+                to_erase,
+                unknown: row.unknown,
+            })
+        };
+        state.drives().iter().filter_map(view).collect()
     }
 
     fn volume_view(&self, state: &MetaState, id: VolumeId) -> VolumeView {

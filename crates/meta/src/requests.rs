@@ -78,8 +78,10 @@ impl Service {
                 self.propose_for_node(token, None, op);
             }
             MetaRequest::DriveOpened { node, drive, openings, capacity, replicas, path } => {
+                let unknown = replicas.iter().filter(|r| !state.was_placed(r)).count();
+                let unknown = u32::try_from(unknown).unwrap_or(u32::MAX);
                 let orphans = replicas.into_iter().filter(|r| state.is_orphan(drive, r)).collect();
-                let op = Op::DriveOpened { node, drive, openings, capacity, path, orphans };
+                let op = Op::DriveOpened { node, drive, openings, capacity, path, orphans, unknown };
                 self.propose_for_node(token, None, op);
             }
             MetaRequest::Deleted { drive, replicas } => {

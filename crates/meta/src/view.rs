@@ -221,6 +221,21 @@ pub struct PolicyVolume {
     pub late: bool,
 }
 
+/// Replicas on a drive that nobody needs.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct OrphanView {
+    pub drive: DriveId,
+    pub node: NodeId,
+    pub node_name: String,
+    /// As `DriveView` has it.
+    pub state: String,
+    pub down_since_ms: Option<u64>,
+    /// Its node has not said yet that these are erased.
+    pub to_erase: u64,
+    /// Never placed by this cluster's metads; left alone.
+    pub unknown: u32,
+}
+
 /// A deleted volume that can be restored.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct TrashView {

@@ -199,6 +199,7 @@ fn a_drive_serves_when_its_openings_match() {
         capacity: 1,
         path: String::new(),
         orphans: vec![],
+        unknown: 0,
     };
     assert_eq!(w.node(other), MetaAnswer::Refused(MetaRefusal::UnknownDrive));
 }
@@ -728,6 +729,7 @@ fn an_opened_drive_names_replicas_that_nobody_knows() {
         capacity: 1 << 40,
         path: "/dev/y".into(),
         orphans: all.to_vec(),
+        unknown: 0,
     };
     assert_eq!(w.node(op), MetaAnswer::DriveConfirmed { drive: drive_of(1) });
     let garbage = w.state.garbage(drive_of(1), 10);

@@ -393,7 +393,15 @@ impl Maker<'_> {
                         incarnation: Incarnation(u64::from(self.n[3] % 50 + i)),
                     })
                     .collect();
-                Op::DriveOpened { node, drive, openings, capacity: 100 << 30, path: "p".into(), orphans }
+                Op::DriveOpened {
+                    node,
+                    drive,
+                    openings,
+                    capacity: 100 << 30,
+                    path: "p".into(),
+                    orphans,
+                    unknown: self.n[3] % 3,
+                }
             }
             30 => Op::DriveRetire { drive, retire: self.n[1].is_multiple_of(4) },
             _ => Op::Deleted { drive, replicas: self.state.garbage(drive, self.n[1] as usize % 9) },

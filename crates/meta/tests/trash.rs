@@ -205,6 +205,45 @@ fn the_planner_erases_what_has_rested_whatever_nodes_are_down() {
 }
 
 #[test]
+fn orphans_are_told_by_drive() {
+    let mut f = Fleet::new(3);
+    let orphans = |f: &mut Fleet| match f.admin(AdminRequest::OrphanList) {
+        Ok(AdminAnswer::Orphans(all)) => all,
+        other => panic!("{other:?}"),
+    };
+    f.ready("v", 60);
+    f.kill(2);
+    f.run(Span::secs(5));
+    assert!(!rests(f.admin(delete("v", true, false))));
+    f.run(Span::secs(30));
+    let all = orphans(&mut f);
+    assert_eq!(all.len(), 1, "what is up is erased: {all:?}");
+    assert_eq!((all[0].state.as_str(), all[0].unknown), ("down", 0));
+    assert!(all[0].to_erase > 0 && all[0].down_since_ms.is_some());
+    f.start(2);
+    f.run(Span::secs(30));
+    assert_eq!(orphans(&mut f), vec![]);
+}
+
+#[test]
+fn a_drive_with_replicas_of_nobody_says_so() {
+    let mut w = World::with_nodes(1);
+    let op = |opening, unknown| Op::DriveOpened {
+        node: proto::NodeId(1),
+        drive: drive_of(1),
+        openings: [1, opening].map(proto::OpenId).to_vec(),
+        capacity: 1 << 30,
+        path: "/dev/x".into(),
+        orphans: vec![],
+        unknown,
+    };
+    w.node(op(7, 3));
+    assert_eq!(w.state.drives()[&drive_of(1)].unknown, 3);
+    w.node(op(7, 5));
+    assert_eq!(w.state.drives()[&drive_of(1)].unknown, 3, "the same opening again");
+}
+
+#[test]
 fn now_and_a_setting_of_nothing_erase_at_once() {
     let mut f = Fleet::new(3);
     f.ready("a", 20);

@@ -106,6 +106,8 @@ pub enum ClusterVerb {
     },
     /// How the cluster is.
     Status,
+    /// Replicas on drives that nobody needs, and why they are there still.
+    Orphans,
     /// What lets nodes and metads join.
     Token,
     /// Settings of the cluster.
@@ -741,6 +743,7 @@ mod tests {
             "blockctl dev kill metad-leader --signal stop",
             "blockctl load nbd+unix:///v?socket=/s --log /l --reconnect --secs 3",
             "blockctl cluster token",
+            "blockctl cluster orphans",
             "blockctl snapshot create a@1 b@1 --group --label app=db --protect-until 2026-12-31",
             "blockctl snap ls",
             "blockctl snapshot protect a@1 --until 30d --force mistyped",

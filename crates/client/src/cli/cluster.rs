@@ -4,6 +4,7 @@ use super::args::{ClusterVerb, ConfigVerb};
 use super::context::{Context, done, hex, request_id};
 use super::error::{CliError, exit};
 use super::output::{Output, Table, ago, bytes};
+use super::trash;
 use api::v1;
 use serde_json::json;
 use std::fmt::Write as _;
@@ -34,6 +35,7 @@ pub async fn run(context: &Context, verb: ClusterVerb) -> Result<Output, CliErro
             context.control()?.call(|mut c| async move { c.remove_metad(request).await }).await?;
             Ok(done("cluster.leave/1", format!("metad {id} is no member any more")))
         }
+        ClusterVerb::Orphans => trash::orphans(context).await,
         ClusterVerb::Token => token(context).await,
         ClusterVerb::Status => status(context).await,
         ClusterVerb::Config(verb) => config(context, verb).await,

@@ -104,9 +104,57 @@ pub async fn purge(context: &Context, name: String) -> Result<Output, CliError> 
     Ok(done("volume.purge/1", format!("deleted volume {name} is erased")))
 }
 
+pub async fn orphans(context: &Context) -> Result<Output, CliError> {
+    let control = context.control()?;
+    let found = control.call(|mut c| async move { c.list_orphans(v1::ListOrphansRequest {}).await });
+    Ok(orphaned(&found.await?.drives))
+}
+
+fn orphaned(drives: &[v1::Orphans]) -> Output {
+    let mut table = Table::new(&["drive", "node", "state", "to erase", "unknown"]);
+    let mut all: Vec<Value> = Vec::new();
+    for d in drives {
+        let since = d.down_since_ms.map_or_else(String::new, |t| format!(", since {}", ago(t)));
+        table.row(vec![
+            format!("{:016x}", d.drive),
+            d.node_name.clone(),
+            format!("{}{since}", d.state),
+            d.to_erase.to_string(),
+            d.unknown.to_string(),
+        ]);
+        all.push(json!({
+            "drive": format!("{:016x}", d.drive), "node": format!("n{}", d.node), "node_name": d.node_name,
+            "state": d.state, "down_since_ms": d.down_since_ms, "to_erase": d.to_erase, "unknown": d.unknown,
+        }));
+    }
+    let text = if drives.is_empty() { "no replica is without a volume\n".to_owned() } else { table.text() };
+    Output::new("cluster.orphans/1", json!({"drives": all}), text)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn orphans_are_told_with_the_state_of_their_drive() {
+        assert_eq!(orphaned(&[]).text, "no replica is without a volume\n");
+        let d = v1::Orphans {
+            drive: 0xd1,
+            node: 2,
+            node_name: "n2".into(),
+            state: "down".into(),
+            down_since_ms: Some(951_782_400_000),
+            to_erase: 7,
+            unknown: 1,
+        };
+        let output = orphaned(&[d]);
+        assert!(
+            output.text.contains("00000000000000d1") && output.text.contains("down, since "),
+            "{}",
+            output.text
+        );
+        assert_eq!(output.json["drives"][0]["to_erase"], 7);
+    }
 
     #[test]
     fn what_rests_is_listed_with_what_it_waits_for() {

@@ -65,6 +65,7 @@ impl World {
             capacity: 100 << 30,
             path: "/dev/x".into(),
             orphans: vec![],
+            unknown: 0,
         })
     }
 

@@ -363,6 +363,16 @@ impl ClusterService for ClusterRpc {
         Ok(Response::new(v1::VolumeDeleted { rests_until_ms }))
     }
 
+    async fn list_orphans(&self, _: Request<v1::ListOrphansRequest>) -> Answer<v1::OrphanList> {
+        match self.ask(&[], AdminRequest::OrphanList).await? {
+            AdminAnswer::Orphans(all) => {
+                let drives = all.into_iter().map(convert::orphan).collect();
+                Ok(Response::new(v1::OrphanList { drives }))
+            }
+            other => Err(unexpected(&other)),
+        }
+    }
+
     async fn list_trash(&self, _: Request<v1::ListTrashRequest>) -> Answer<v1::Trash> {
         match self.ask(&[], AdminRequest::TrashList).await? {
             AdminAnswer::Trash(all) => {

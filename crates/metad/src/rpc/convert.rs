@@ -2,8 +2,8 @@
 
 use api::v1;
 use meta::view::{
-    ClusterView, DriveView, EventView, FaultView, Health, JobView, NodeView, SessionView, TrashView,
-    VolumeLine, VolumeView,
+    ClusterView, DriveView, EventView, FaultView, Health, JobView, NodeView, OrphanView, SessionView,
+    TrashView, VolumeLine, VolumeView,
 };
 use proto::control::{SessionKind, SessionState};
 use proto::{ChunkIndex, Configuration, MemberState, RequestId};
@@ -203,6 +203,18 @@ pub fn volume(v: VolumeView) -> v1::Volume {
         policies: v.policies,
         snapshot_quota: v.quota.map(|q| q.most),
         quota_manual_only: v.quota.is_some_and(|q| q.manual_only),
+    }
+}
+
+pub fn orphan(v: OrphanView) -> v1::Orphans {
+    v1::Orphans {
+        drive: v.drive.0,
+        node: v.node.0,
+        node_name: v.node_name,
+        state: v.state,
+        down_since_ms: v.down_since_ms,
+        to_erase: v.to_erase,
+        unknown: v.unknown,
     }
 }
 
