@@ -69,6 +69,7 @@ bugs! {
     "reconcile_into_new" volume.reconcile_into_new "a successor reconciles into the new generation";
     "seal_leaves_attempt" volume.seal_leaves_attempt "a seal leaves a resync attempt running";
     "parent_head" volume.parent_head "a clone reads its parent's head instead of the generation that it was made of";
+    "cut_under_snapshot" volume.cut_under_snapshot "a tie cut under a child's snapshot";
     "lease_through_restart" node.lease_through_restart "grant leases through a restart";
     "fence_before_lease" node.fence_before_lease "answer a fence before the older lease has run out";
     "old_connection" node.old_connection "process frames of an old connection";

@@ -70,6 +70,7 @@ counted! {
         Readers = "VIEWS, read by clients",
         Status = "VIEWS, block status and changes",
         Kept = "KEPT",
+        Tie = "TIE",
         Clones = "LIN, registers of clones",
     }
 }
@@ -103,6 +104,8 @@ counted! {
         VolumeDelete = "volumes erased",
         Trash = "volumes put into the trash",
         Restore = "volumes restored from the trash",
+        Flatten = "flattens of clones",
+        Untied = "ties cut",
     }
 }
 

@@ -376,6 +376,11 @@ impl World {
         m.index = LogIndex(m.index.0 + 1);
         let index = m.index;
         let over = session_is_over(&m.state, &command.op);
+        let tied = |state: &MetaState| match &command.op {
+            Op::Cut { branch, .. } => state.branches().get(branch).filter(|b| b.tied).map(|_| *branch),
+            _ => None,
+        };
+        let before = tied(&m.state);
         let outcome = m.state.apply(index, command);
         self.trace.step(now, 8, index.0, || {
             let words = if again { " again" } else { "" };
@@ -392,6 +397,9 @@ impl World {
                 .map(|c| format!("{:?} {:02x?}", c.table, c.key))
                 .collect();
             self.check_aba(&format!("{:?}", command.op), twice, &changed);
+        }
+        if let Some(branch) = before.filter(|_| tied(&self.metad.state).is_none()) {
+            self.check_tie(branch);
         }
         self.snapshots_changed();
         let of_volumes = |t| matches!(t, meta::Table::Volumes | meta::Table::Trash);

@@ -169,6 +169,9 @@ impl World {
     fn fork_turn(&mut self, rows: &[Row]) {
         let sealed: Vec<&Row> = rows.iter().filter(|r| r.sealed).collect();
         let live = self.live().len();
+        if self.rng.permille(350) {
+            self.flatten();
+        }
         match self.rng.below(100) {
             0..45 if live < VOLUMES_MOST => {
                 let from = (!sealed.is_empty() && self.rng.permille(600))
@@ -214,6 +217,25 @@ impl World {
             id,
         };
         self.operator_asks(request);
+    }
+
+    /// A clone, or a volume that went back, is to need its parent no more; or that is called off.
+    fn flatten(&mut self) {
+        let tied = |v: &usize| {
+            let row = self.branch_of(*v).and_then(|b| self.metad.state.branches().get(&b));
+            row.is_some_and(|b| b.tied)
+        };
+        let tied: Vec<usize> = self.live().into_iter().filter(tied).collect();
+        if tied.is_empty() {
+            return;
+        }
+        let v = tied[self.rng.index(tied.len())];
+        let running = self.branch_of(v).and_then(|b| self.metad.state.running_job(b));
+        if let Some(job) = running.filter(|_| self.rng.permille(200)) {
+            return self.operator_asks(AdminRequest::JobCancel { job });
+        }
+        self.counts.operator(Did::Flatten);
+        self.operator_asks(AdminRequest::VolumeFlatten { name: self.volumes[v].name.clone() });
     }
 
     /// Mostly the guest is asked to let go of it first: what somebody has open is not rolled back.

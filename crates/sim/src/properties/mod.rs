@@ -13,6 +13,7 @@ mod min;
 mod one;
 mod rewritten;
 mod same;
+mod tie;
 pub mod truth;
 mod views;
 mod wal;
