@@ -316,7 +316,7 @@ impl Store {
             };
             made.push((extent, px));
         }
-        self.set_bits(replica, generation, &bits, record.version);
+        self.set_bits(replica, generation, &bits, record.version, false);
         for (extent, px) in made {
             self.disk_mut().link(px);
             let first = range.first.max(extent * BLOCKS_PER_EXTENT);
@@ -456,7 +456,7 @@ impl Store {
             return Ok(NONE);
         }
         if masks.zero == u16::MAX && (bit || self.may_set(replica, generation, &[extent])) {
-            self.set_bits(replica, generation, &[extent], pull.version);
+            self.set_bits(replica, generation, &[extent], pull.version, false);
             return Ok(NONE);
         }
         let px = self.take_extent(replica, extent, generation, Purse::Spare).ok_or(Refusal::NoSpace)?;

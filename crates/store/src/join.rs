@@ -134,7 +134,7 @@ impl Store {
             return false;
         };
         let version = disk.table.get(bit).version();
-        self.set_bits(replica, generation, &[extent], version);
+        self.set_bits(replica, generation, &[extent], version, true);
         true
     }
 

@@ -38,6 +38,8 @@ pub struct BitChange {
     pub bits: Bits,
     /// They are set, with this version; none: they go.
     pub version: Option<Version>,
+    /// What they say was there before, at rest: in a home that gives way to them, or as the bits of an older generation.
+    pub moved: bool,
 }
 
 /// What is owed.

@@ -197,10 +197,11 @@ impl Store {
         generation: Generation,
         extents: &[u32],
         version: Version,
+        moved: bool,
     ) {
         for (window, bits) in by_window(extents) {
             let slot = self.disk_mut().records.set_bits(replica, (generation, window), &bits, version);
-            let change = BitChange { replica, generation, window, bits, version: Some(version) };
+            let change = BitChange { replica, generation, window, bits, version: Some(version), moved };
             self.push_bits(slot, change);
         }
     }
@@ -208,7 +209,10 @@ impl Store {
     pub(crate) fn clear_bits(&mut self, replica: u32, generation: Generation, extents: &[u32]) {
         for (window, bits) in by_window(extents) {
             if let Some(slot) = self.disk_mut().records.clear_bits(replica, (generation, window), &bits) {
-                self.push_bits(slot, BitChange { replica, generation, window, bits, version: None });
+                self.push_bits(
+                    slot,
+                    BitChange { replica, generation, window, bits, version: None, moved: false },
+                );
             }
         }
     }
@@ -236,14 +240,16 @@ impl Store {
         let forget = self.bugs().forget_discards;
         let disk = self.disk_mut();
         let px = disk.find_bit(c.replica, extent, c.generation).unwrap_or_else(|| {
-            let px = disk.table.add_bit(c.replica, extent, c.generation, seq);
+            let px = disk.table.add_bit(c.replica, extent, c.generation, 0);
             disk.link(px);
             px
         });
         // The report to a fence names extents by their version.
         let newest = disk.table.get(px).version().max(if forget { Version::ZERO } else { version });
         disk.table.get_mut(px).set_version(newest);
-        disk.table.set_bit_seq(px, seq);
+        if !c.moved {
+            disk.table.set_bit_seq(px, seq);
+        }
         let live = disk.records.is_live(c.replica);
         if live
             && disk.records.branch_of(c.replica).record.parent.is_none()
@@ -289,7 +295,7 @@ impl Store {
         let disk = self.disk();
         let versions = extents.iter().filter_map(|e| disk.find(replica, *e, key.generation));
         let version = versions.map(|px| disk.version(px)).max().unwrap_or(Version::ZERO);
-        self.set_bits(replica, key.generation, extents, version);
+        self.set_bits(replica, key.generation, extents, version, true);
         self.push_drop(key, replica, extents, Then::Nothing);
         true
     }
