@@ -471,7 +471,7 @@ impl Session {
 impl Flatten {
     /// The next older snapshot than `than`: does it lack something?
     fn look_below(&mut self, views: &BranchViews, than: Option<Generation>, now: Time) {
-        let older = views.kept.iter().filter(|g| than.is_none_or(|t| *g < t)).next_back();
+        let older = views.kept.iter().rfind(|g| than.is_none_or(|t| *g < t));
         match older {
             Some(g) => self.step = Step::AskingView(g),
             // It is gone meanwhile.
