@@ -225,12 +225,8 @@ impl Metad {
             }
             MetaRequest::Chunks { branch, chunks, .. } => self.present(branch, &chunks),
             MetaRequest::Created { branch, epoch, placement, failed } => {
-                let v = self.volumes.get_mut(&branch).unwrap();
-                assert!(failed.is_empty() && v.epoch == epoch && placement == 1);
-                v.placement = None;
-                v.chunks.iter_mut().for_each(|c| c.number = ConfigNumber(c.number.0.max(1)));
-                let configurations = (0..).map(ChunkIndex).zip(v.chunks.clone()).collect();
-                MetaAnswer::Created { configurations, placement: None }
+                assert!(failed.is_empty() && placement == 1);
+                self.created(branch, epoch)
             }
             MetaRequest::DriveOpened { drive, .. } => {
                 if let Some(refusal) = self.refuses.get(&drive) {
@@ -247,6 +243,14 @@ impl Metad {
             MetaRequest::Volumes { .. } => MetaAnswer::Volumes(vec![]),
             MetaRequest::Cut { .. } => unreachable!("no job is ordered here"),
         }
+    }
+    fn created(&mut self, branch: BranchId, epoch: Epoch) -> MetaAnswer {
+        let v = self.volumes.get_mut(&branch).unwrap();
+        assert_eq!(v.epoch, epoch);
+        v.placement = None;
+        v.chunks.iter_mut().for_each(|c| c.number = ConfigNumber(c.number.0.max(1)));
+        let configurations = (0..).map(ChunkIndex).zip(v.chunks.clone()).collect();
+        MetaAnswer::Created { configurations, placement: None }
     }
     fn told(
         &mut self,
