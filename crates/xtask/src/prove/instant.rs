@@ -168,7 +168,7 @@ mod tests {
         let times = [0, 1, 2, 30, 31, 32, 80];
         assert_eq!(stall(&times, 10, 20), 28);
         assert_eq!(stall(&times, 30, 32), 48, "what begins in it");
-        assert_eq!(stall(&times, 31, 31), 48);
+        assert_eq!(stall(&times, 31, 31), 1, "what begins behind it does not count");
         assert_eq!(stall(&[1, 2, 3, 4], 2, 3), 1);
         assert_eq!(spread(&mut [3, 1, 2]), (2, 3, 3));
     }
