@@ -12,7 +12,7 @@ use crate::seats::{Asked, Attaching, Client, Live, Opening, Phase, Reading, Seat
 use proto::control::{Attached, MetaAnswer, MetaRefusal, MetaRequest, SessionKind, SnapshotFound, VolumeRef};
 use proto::limits::{CLOSE_AFTER, OPEN_WAIT};
 use proto::{BranchId, Epoch, ExportId, NodeId, RequestId, Span, Time};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use volume::{CloseReason, GuestError, Reader, ReaderEvent, Session};
 
 /// Between two attempts to attach.
@@ -34,6 +34,7 @@ impl Node {
             exports: BTreeMap::new(),
             queue: VecDeque::new(),
             flying: BTreeMap::new(),
+            leftovers: BTreeSet::new(),
             linger: None,
         })
     }
@@ -70,7 +71,10 @@ impl Node {
             Phase::Live(l) if l.closing => l.session.next_wake(),
             // What keeps an idle session is not waited for: its end is an event of its own.
             Phase::Live(l) if self.verifies.running(l.branch) => l.session.next_wake(),
-            Phase::Live(l) => l.session.next_wake().min(seat.linger.unwrap_or(Time::FAR)),
+            Phase::Live(l) => {
+                let ends = seat.exports.is_empty() || seat.is_held_up();
+                l.session.next_wake().min(seat.linger.filter(|_| ends).unwrap_or(Time::FAR))
+            }
         };
         exports.chain([phase]).min().unwrap_or(Time::FAR)
     }
@@ -116,8 +120,9 @@ impl Node {
             }
             Phase::Reading(_) if !wanted => self.remove_seat(id, GuestError::Gone),
             Phase::Reading(_) => {}
-            Phase::Live(live) if live.closing || wanted => {}
+            Phase::Live(live) if live.closing || wanted && !seat.is_held_up() => {}
             Phase::Live(live) => {
+                // A new session decides what became of writes that cannot be finished now.
                 // whoever verifies a volume wants an answer from one session
                 let idle = seat.linger.is_none_or(|at| at <= now) && !self.verifies.running(live.branch);
                 if idle || self.stopping.is_some() {
@@ -237,7 +242,7 @@ impl Node {
             (a.again, a.since, a.next) = (false, now, now);
         }
         // What waits was asked by an open export (or by nobody): a new one asks nothing yet.
-        let lost = std::mem::take(&mut seat.flying).into_values().chain(std::mem::take(&mut seat.queue));
+        let lost = seat.take_flying().into_values().chain(std::mem::take(&mut seat.queue));
         let empty = seat.exports.is_empty();
         self.break_exports(broken.into_keys());
         for asked in lost {
@@ -428,7 +433,7 @@ impl Node {
         let broken: Vec<ExportId> =
             seat.exports.extract_if(.., |_, o| o.opened && !stops).map(|(x, _)| x).collect();
         self.break_exports(broken.into_iter());
-        let waiting = std::mem::take(&mut seat.flying).into_values().chain(std::mem::take(&mut seat.queue));
+        let waiting = seat.take_flying().into_values().chain(std::mem::take(&mut seat.queue));
         for asked in waiting {
             self.complete_lost(&asked, error);
         }
@@ -478,7 +483,7 @@ impl Node {
             CloseReason::Doubt => self.break_open(now, id),
             CloseReason::Fenced | CloseReason::Clean | CloseReason::GivenUp => {
                 let seat = self.seats.all.get_mut(&id).expect("just found");
-                let mut flying: VecDeque<Asked> = std::mem::take(&mut seat.flying).into_values().collect();
+                let mut flying: VecDeque<Asked> = seat.take_flying().into_values().collect();
                 flying.append(&mut seat.queue);
                 seat.queue = flying;
                 // Pieces of a verification are asked anew by whoever wants it. What an export asked that has closed

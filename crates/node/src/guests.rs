@@ -9,6 +9,7 @@ use crate::seats::{Asked, Client, Opening, Phase, Seat, SeatId, to_session};
 use proto::control::{SessionKind, VolumeRef};
 use proto::limits::{CLOSE_AFTER, OPEN_WAIT};
 use proto::{ExportId, Ticket, Time};
+use std::collections::BTreeSet;
 use volume::{GuestError, GuestReply, GuestRequest, ReaderEvent};
 
 impl Node {
@@ -24,7 +25,9 @@ impl Node {
         };
         let seat = self.seats.all.get_mut(&id).expect("found or made");
         seat.exports.insert(export, Opening { since: now, force, opened: false });
-        seat.linger = None;
+        if seat.leftovers.is_empty() {
+            seat.linger = None;
+        }
         if let Phase::Attaching(a) = &mut seat.phase
             && force
         {
@@ -36,6 +39,9 @@ impl Node {
     /// Says `ExportOpened` to those that wait, if the session serves.
     pub(crate) fn open_exports(&mut self, id: SeatId) {
         let Some(seat) = self.seats.all.get_mut(&id) else { return };
+        if !seat.leftovers.is_empty() {
+            return;
+        }
         let info = match &seat.phase {
             Phase::Live(live) if live.opened && !live.closing => ExportInfo {
                 name: live.name.clone(),
@@ -65,11 +71,27 @@ impl Node {
         let (gone, kept): (Vec<Asked>, Vec<Asked>) =
             seat.queue.drain(..).partition(|a| a.client == Client::Export(export));
         seat.queue = kept.into();
-        if seat.exports.is_empty() && seat.kind == SessionKind::Guest {
+        if seat.is_idle() && seat.kind == SessionKind::Guest {
             seat.linger = Some(now + CLOSE_AFTER);
         }
         for asked in gone {
             self.complete(&asked, Err(GuestError::Gone));
+        }
+        self.withdraw(id, export);
+    }
+    /// What a closed export asked, and has no answer: none of it is begun any more; what is under way is waited for before
+    /// the next export opens.
+    fn withdraw(&mut self, id: SeatId, export: ExportId) {
+        let Some(seat) = self.seats.all.get_mut(&id) else { return };
+        if seat.live().is_none() {
+            return;
+        }
+        let of_export = |a: &Asked| a.client == Client::Export(export) && a.op.writes();
+        let tickets: BTreeSet<Ticket> =
+            seat.flying.iter().filter(|(_, a)| of_export(a)).map(|(t, _)| *t).collect();
+        if !tickets.is_empty() {
+            seat.leftovers.extend(&tickets);
+            self.tell(id, volume::Event::Withdraw { tickets });
         }
     }
     /// Exports that have waited long enough for their session.
@@ -130,7 +152,17 @@ impl Node {
         }
         let asked = seat.flying.remove(&ticket);
         let asked = asked.expect("a ticket is completed once");
+        let last = !seat.leftovers.is_empty() && seat.leftovers.remove(&ticket) && seat.leftovers.is_empty();
+        if last && !seat.exports.is_empty() {
+            seat.linger = None;
+        }
+        // Who asked has gone: to the edge it is as if the session had.
+        let result =
+            if matches!(result, Err(GuestError::Withdrawn)) { Err(GuestError::Gone) } else { result };
         self.complete(&asked, result);
+        if last {
+            self.open_exports(id);
+        }
     }
     pub(crate) fn complete(&mut self, asked: &Asked, result: Result<GuestReply, GuestError>) {
         match asked.client {

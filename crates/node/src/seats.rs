@@ -107,7 +107,10 @@ pub(crate) struct Seat {
     pub queue: VecDeque<Asked>,
     /// By the session's ticket: in the order in which they were handed in.
     pub flying: BTreeMap<Ticket, Asked>,
-    /// The last export has gone: close then.
+    /// Of these, writes of exports that have closed since. While there are any no export is opened: what a client that
+    /// has gone asked for must not take effect when the next one reads already.
+    pub leftovers: BTreeSet<Ticket>,
+    /// The last open export has gone: close then.
     pub linger: Option<Time>,
 }
 
@@ -123,6 +126,19 @@ impl Seat {
             Phase::Live(l) => Some(l),
             Phase::Attaching(_) | Phase::Reading(_) => None,
         }
+    }
+    /// The session is over.
+    pub fn take_flying(&mut self) -> BTreeMap<Ticket, Asked> {
+        self.leftovers.clear();
+        std::mem::take(&mut self.flying)
+    }
+    /// Nobody has it open.
+    pub fn is_idle(&self) -> bool {
+        !self.exports.values().any(|o| o.opened)
+    }
+    /// Nobody has it open, and who would waits for what another one left.
+    pub fn is_held_up(&self) -> bool {
+        !self.leftovers.is_empty() && self.is_idle()
     }
     pub fn reading(&self) -> Option<&Reading> {
         if let Phase::Reading(r) = &self.phase { Some(r) } else { None }
@@ -161,6 +177,13 @@ impl Seat {
             },
             Phase::Reading(_) => ExportError::NoMetad,
             Phase::Live(l) => ExportError::Timeout(match l.waiting {
+                _ if !self.leftovers.is_empty() => {
+                    let why = l.waiting.map_or(String::new(), |r| format!(", which wait for {}", r.code()));
+                    let n = self.leftovers.len();
+                    format!(
+                        "{n} writes of a client that has gone are not finished{why} (see docs/operations.md)"
+                    )
+                }
                 Some(reason) => format!("it waits for {} (see docs/operations.md)", reason.code()),
                 None => "its replicas have not all answered".to_owned(),
             }),

@@ -7,6 +7,7 @@ use proto::{
     BranchId, BranchViews, ChunkIndex, ConnNumber, DriveId, Epoch, Geometry, JobId, NodeId, ProcessNumber,
     Ticket, Time,
 };
+use std::collections::BTreeSet;
 
 /// The node's leases (5.5), one per pair of nodes.
 pub trait Leases {
@@ -19,6 +20,11 @@ pub trait Leases {
 #[derive(Clone, Debug)]
 pub enum Event {
     Guest(GuestRequest),
+    /// Whoever asked these has gone: what is not begun of them never is. Each is completed, with `Withdrawn` if anything
+    /// was left out; at once unless a part of it is under way.
+    Withdraw {
+        tickets: BTreeSet<Ticket>,
+    },
     /// A link to a node is up (the own node too, once, at the start); `connection` is newer than any before.
     /// Everything sent before on an older one may or may not have arrived: unacknowledged writes are sent again.
     Connected {

@@ -12,6 +12,7 @@ use crate::session::{Phase, Session};
 use proto::limits::{BLOCK, EXTENT};
 use proto::message::Run;
 use proto::{BlockRange, Generation, PageBuf, Payload, Ticket, Version};
+use std::collections::{BTreeSet, VecDeque};
 
 /// A guest's request.
 #[derive(Debug)]
@@ -174,6 +175,38 @@ impl Session {
         while self.phase == Phase::Serving {
             let Some(g) = self.arrivals.pop_front() else { break };
             self.admit(g);
+        }
+    }
+
+    /// Their client has gone: a write that waits must not be put down when another client reads already. What is under
+    /// way cannot be called back.
+    pub(crate) fn withdraw_guests(&mut self, tickets: &BTreeSet<Ticket>) {
+        let (gone, kept): (VecDeque<GuestRequest>, VecDeque<GuestRequest>) =
+            std::mem::take(&mut self.arrivals).into_iter().partition(|g| tickets.contains(&g.ticket));
+        self.arrivals = kept;
+        for g in gone {
+            self.complete(g.ticket, Err(GuestError::Withdrawn));
+        }
+        // Between events no request waits to be split: whatever is not done has an operation under way or parked.
+        for (_, q) in self.requests.iter_mut().filter(|(_, q)| tickets.contains(&q.ticket)) {
+            if !q.splitter.done() {
+                q.error.get_or_insert(GuestError::Withdrawn);
+            }
+        }
+        let mut ended = vec![];
+        let (ops, requests) = (&self.ops, &self.requests);
+        self.parked.retain(|_, list| {
+            list.retain(|&id| {
+                let gone = ops[id].request.is_some_and(|r| tickets.contains(&requests[r].ticket));
+                if gone {
+                    ended.push(id);
+                }
+                !gone
+            });
+            !list.is_empty()
+        });
+        for id in ended {
+            self.end_op(id, Err(GuestError::Withdrawn));
         }
     }
 

@@ -58,6 +58,14 @@ pub enum GuestOp {
     },
 }
 
+impl GuestOp {
+    /// It can change what a later read returns.
+    #[must_use]
+    pub fn writes(&self) -> bool {
+        matches!(self, GuestOp::Write { .. } | GuestOp::Discard { .. } | GuestOp::WriteZeroes { .. })
+    }
+}
+
 #[derive(Clone, Debug)]
 pub struct GuestRequest {
     pub ticket: Ticket,
@@ -108,4 +116,7 @@ pub enum GuestError {
     /// The session was fenced or closed under the request.
     #[error("the session is gone")]
     Gone,
+    /// Its client has gone, and nothing more of it is begun (`Event::Withdraw`).
+    #[error("the client is gone")]
+    Withdrawn,
 }

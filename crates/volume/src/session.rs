@@ -328,6 +328,7 @@ impl Session {
         let may_judge = !matches!(event, Event::Disconnected { .. });
         match event {
             Event::Guest(g) => self.guest(g),
+            Event::Withdraw { tickets } => self.withdraw_guests(&tickets),
             Event::Connected { node, connection, process, drives } => {
                 self.connected(node, connection, process, &drives);
             }

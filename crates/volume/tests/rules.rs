@@ -465,6 +465,32 @@ fn a_drive_that_reports_its_failure_is_dropped_on_the_word_of_one() {
 }
 
 #[test]
+fn what_waits_is_withdrawn_with_its_client_and_what_was_sent_is_not() {
+    let mut w = served();
+    write(&mut w, 0, 5, 1);
+    w.calm(10);
+    w.crash(NodeId(2), false);
+    w.crash(NodeId(3), false);
+    let sent = write(&mut w, 0, 5, 2);
+    run(&mut w, 0, &[1], 20);
+    w.metad.down = vec![DriveId(20), DriveId(30)];
+    run(&mut w, 0, &[1], 400);
+    assert_eq!(w.metad.chunks[0].in_sync_count(), 1);
+    let waits = write(&mut w, 0, 5, 3);
+    run(&mut w, 0, &[1], 20);
+    assert_eq!((answer(&w, sent), answer(&w, waits)), (None, None), "min_in_sync");
+    w.event(0, Event::Withdraw { tickets: [sent, waits].into() });
+    assert_eq!((answer(&w, sent), answer(&w, waits)), (None, Some(Err(GuestError::Withdrawn))));
+    w.metad.down.clear();
+    w.calm(400);
+    assert_eq!(answer(&w, sent), Some(Ok(vec![])));
+    let t = read(&mut w, 0, 5);
+    w.calm(10);
+    assert_eq!(answer(&w, t), Some(Ok(vec![2])), "the third was never written");
+    assert!(w.hosts[0].session.waits().next().is_none());
+}
+
+#[test]
 fn a_returning_member_is_resynced_and_promoted_in_three_steps() {
     let mut w = served();
     for b in 0..4 {

@@ -43,7 +43,7 @@ fn errno(error: GuestError) -> Errno {
         GuestError::NoSpace => Errno::NoSpace,
         GuestError::Invalid => Errno::Invalid,
         GuestError::ReadOnly => Errno::Perm,
-        GuestError::Gone => Errno::Shutdown,
+        GuestError::Gone | GuestError::Withdrawn => Errno::Shutdown,
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::{heals, made};
 use crate::world::{World, drive_of};
-use proto::{ExportId, Span};
+use proto::{ExportId, NodeId, Span};
 use volume::{GuestError, GuestOp};
 
 /// Longer than a question waits before it is asked again, shorter than the edge waits for an answer.
@@ -123,4 +123,52 @@ fn an_epoch_that_passed_before_it_was_heard_of_ends_no_guest() {
     w.must_write(1, 1, 4096, &[2; 4096]);
     assert_eq!(w.read(1, 1, 0, 4096), [1; 4096]);
     assert!(!w.broken.contains(&ExportId(1)) && !w.gone.contains(&ExportId(1)));
+}
+
+#[test]
+fn the_next_client_opens_when_what_the_last_one_asked_is_settled() {
+    let (mut w, _) = made(1);
+    w.must_open(1, 1, "v", false);
+    w.must_write(1, 1, 0, &[1; 4096]);
+    w.hosts.get_mut(&NodeId(3)).unwrap().frozen = true;
+    let write = w.write(1, 1, 0, &[2; 4096]);
+    w.run(Span::millis(20));
+    w.close(1, 1);
+    w.open(1, 2, "v", false);
+    let opened = |w: &World| w.opened.contains_key(&ExportId(2));
+    assert!(!w.until(Span::millis(500), opened), "the write is with two replicas, and may be with the third");
+    assert!(w.until(Span::secs(5), opened), "{:?}; {}", w.refused.get(&ExportId(2)), w.tail());
+    assert!(matches!(w.result(1, write), Some(Ok(_))), "{:?}", w.result(1, write));
+    assert_eq!(w.read(1, 2, 0, 4096), [2; 4096]);
+}
+
+#[test]
+fn what_cannot_be_settled_goes_to_a_new_session() {
+    let (mut w, branch) = made(1);
+    w.must_open(1, 1, "v", false);
+    w.must_write(1, 1, 0, &[1; 4096]);
+    let epoch = w.metad.volumes[&branch].epoch;
+    w.kill(2);
+    w.kill(3);
+    let write = w.write(1, 1, 0, &[2; 4096]);
+    w.run(Span::secs(3));
+    w.close(1, 1);
+    w.open(1, 2, "v", false);
+    let refused = w.until(Span::secs(7), |w| w.refused.contains_key(&ExportId(2)));
+    assert!(refused, "{}", w.tail());
+    let why = w.refused[&ExportId(2)].to_string();
+    assert!(why.contains("1 writes of a client that has gone are not finished"), "{why}");
+    assert!(w.result(1, write).is_none());
+    w.open(1, 3, "v", false);
+    w.run(Span::secs(5));
+    assert!(matches!(w.result(1, write), Some(Err(GuestError::Gone))), "its session was given up");
+    w.start(2);
+    w.start(3);
+    let opened = w.until(Span::secs(8), |w| w.opened.contains_key(&ExportId(3)));
+    assert!(opened, "{:?}; {}", w.refused.get(&ExportId(3)), w.tail());
+    assert!(w.metad.volumes[&branch].epoch > epoch);
+    let read = w.read(1, 3, 0, 4096);
+    assert!(read == [1; 4096] || read == [2; 4096]);
+    w.run(Span::secs(5));
+    assert_eq!(w.read(1, 3, 0, 4096), read, "and that is what it stays");
 }
