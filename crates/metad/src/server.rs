@@ -26,8 +26,8 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
 
 /// How long the port taken last time may still be taken by the process before.
 const BIND_WAIT: Duration = Duration::from_secs(10);
@@ -120,8 +120,10 @@ impl Metad {
             let _ = drained.send(());
         };
         let limit = api::MESSAGE_MAX;
+        // The server's own setting does not reach sockets that come from a listener of ours. Without it the kernel holds
+        // an answer's last packet back for 40 ms.
+        let incoming = TcpIncoming::from(self.listener).with_nodelay(Some(true));
         let server = Server::builder()
-            .tcp_nodelay(true)
             .http2_keepalive_interval(Some(KEEPALIVE))
             .http2_keepalive_timeout(Some(KEEPALIVE))
             .add_service(
@@ -139,7 +141,7 @@ impl Metad {
                     .max_decoding_message_size(limit)
                     .max_encoding_message_size(limit),
             )
-            .serve_with_incoming_shutdown(TcpListenerStream::new(self.listener), stop);
+            .serve_with_incoming_shutdown(incoming, stop);
         let late = async move {
             // Watches never end by themselves.
             match drain.await {

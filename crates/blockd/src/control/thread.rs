@@ -16,6 +16,7 @@ use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
 
 /// From the first SIGTERM to the end of the process, whatever hangs.
 const STOP_WITHIN: Duration = Duration::from_secs(10);
@@ -50,8 +51,7 @@ pub fn run(runtime: &tokio::runtime::Runtime, setup: Setup) -> io::Result<()> {
         serve(server().add_routes(admin::routes(&member, &facts)).serve_with_incoming(socket));
         if let Some(port) = admin_port {
             port.set_nonblocking(true)?;
-            let port =
-                tokio_stream::wrappers::TcpListenerStream::new(tokio::net::TcpListener::from_std(port)?);
+            let port = TcpIncoming::from(tokio::net::TcpListener::from_std(port)?).with_nodelay(Some(true));
             // Whoever reaches a port may look, not act.
             serve(server().add_routes(admin::pages(&member)).serve_with_incoming(port));
         }

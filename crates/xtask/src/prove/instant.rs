@@ -7,6 +7,7 @@ use crate::tools;
 use anyhow::{Context, Result, bail};
 use std::fmt::Write as _;
 use std::fs;
+use std::io::Read as _;
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -45,8 +46,12 @@ impl Guest {
     }
     /// Times of all completions, Unix milliseconds, in order.
     fn end(mut self) -> Result<Vec<u64>> {
+        let mut said = String::new();
+        if let Some(mut stderr) = self.fio.stderr.take() {
+            stderr.read_to_string(&mut said)?;
+        }
         if !self.fio.wait()?.success() {
-            bail!("the guest's fio failed");
+            bail!("the guest's fio failed: {}", said.trim());
         }
         let file = format!("{}_lat.1.log", self.log);
         let text = fs::read_to_string(&file).with_context(|| file.clone())?;
@@ -95,7 +100,8 @@ fn filled(gib: u64) -> Result<Cluster> {
     }
     // Inherited by the daemons.
     let bins = build::daemons(Profile::Release)?;
-    let drive = format!("{}GiB", gib * 6 / 5 + 2);
+    // After a snapshot each random write takes an extent: 100 times half a second of them beside what there is.
+    let drive = format!("{}GiB", 2 * gib + 150);
     let c = Cluster::up_with(&bins, 3, &drive, &[], &[(SPARSE, "1")])?;
     c.ctl(&["volume", "create", "big", "--size", &format!("{gib}GiB")])?;
     c.wait("big", "healthy", 60)?;
