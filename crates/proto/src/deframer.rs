@@ -8,7 +8,8 @@ use crate::frame::{FLAG_FRESH, FrameError, Header, Kind, RawAck, RawRun, RawVers
 use crate::ids::Generation;
 use crate::limits::{BLOCKS_PER_EXTENT, CHUNK_BLOCKS_MAX, FRAME_HEADER, FRAME_PAYLOAD_MAX};
 use crate::message::{
-    Attempt, BranchInfo, Hello, Probe, Reply, ReplyFrame, Request, RequestFrame, Run, View,
+    Attempt, BranchInfo, Hello, Probe, Reply, ReplyFrame, Report, ReportedRun, Request, RequestFrame, Run,
+    View,
 };
 use crate::payload::{PageBuf, Payload};
 use crate::record::{RECORD_BYTES, Record, Sum};
@@ -258,8 +259,8 @@ fn question(h: &Header, body: &[u8]) -> Result<Request, FrameError> {
             Request::Changes { view, after, range }
         }
         Kind::Absent => {
-            let (views, head) = whole(h, body)?;
-            Request::Absent { views, head }
+            let (views, head, blocks) = whole(h, body)?;
+            Request::Absent { views, head, blocks }
         }
         Kind::Usage => Request::Usage,
         Kind::Credit => {
@@ -325,7 +326,12 @@ fn reply(h: &Header, body: &[u8], payload: Payload) -> Result<Reply, FrameError>
             Reply::FlushDone { drive, flush }
         }
         Kind::Flushed => Reply::Flushed,
-        Kind::Report => Reply::Report(whole(h, body)?),
+        Kind::Report => {
+            let report: Report = whole(h, body)?;
+            let end = |r: &ReportedRun| r.first.checked_add(r.count).filter(|_| r.count > 0);
+            possible(h, report.runs.iter().all(|r| end(r).is_some_and(|e| e <= EXTENTS_MAX)))?;
+            Reply::Report(report)
+        }
         Kind::Done => Reply::Done,
         Kind::Progress => {
             let (number, bytes_done, bytes_left, bytes_moved) = whole(h, body)?;

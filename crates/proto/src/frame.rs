@@ -425,7 +425,9 @@ pub fn encode_request(out: &mut Vec<u8>, frame: &RequestFrame) {
         Request::Changes { view, after, range } => {
             draft(out, Kind::Changes).postcard(&(view, after, range)).end();
         }
-        Request::Absent { views, head } => draft(out, Kind::Absent).postcard(&(views, head)).end(),
+        Request::Absent { views, head, blocks } => {
+            draft(out, Kind::Absent).postcard(&(views, head, blocks)).end()
+        }
         Request::Usage => draft(out, Kind::Usage).end(),
         Request::Credit { want, probe } => draft(out, Kind::Credit).postcard(&(want, probe)).end(),
         Request::Map { view, range } => draft(out, Kind::Map).postcard(&(view, range)).end(),

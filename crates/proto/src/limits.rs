@@ -46,6 +46,8 @@ pub const READER_EPOCH: crate::ids::Epoch = crate::ids::Epoch(0);
 pub const FRAME_HEADER: usize = 128;
 /// The longest body is `Create` for a volume of 65,536 chunks on one drive: some 60 bytes for each.
 pub const FRAME_BODY_MAX: usize = 16 << 20;
+/// Runs in one part of a report: below 30 bytes each.
+pub const REPORT_RUNS: usize = 1 << 18;
 pub const FRAME_PAYLOAD_MAX: usize = 1 << 20;
 
 /// Leases (5.5): granted for, renewed each, given up by the holder, waited out by a replica.

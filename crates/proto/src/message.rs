@@ -133,8 +133,8 @@ pub enum Request {
     /// What changed in a view since the generation `after`: blocks written or discarded in a generation above it, up
     /// to the view. Answer: `Map`; a run that is absent there did not change.
     Changes { view: View, after: Generation, range: BlockRange },
-    /// Is any block of the replica absent in one of these views (or the head)? Answer: `Absence`.
-    Absent { views: Generations, head: bool },
+    /// Is any of the replica's first blocks absent in one of these views (or the head)? Answer: `Absence`.
+    Absent { views: Generations, head: bool, blocks: u32 },
     /// Extents of the replica by the views that see them. Answer: `Usage`.
     Usage,
     /// Per node pair: renew the lease for the branches of which this node shows the epoch. Answer: `Leased`.
@@ -186,11 +186,13 @@ pub struct ManifestEntry {
     pub hash: u64,
 }
 
-/// One extent that a fence's report names: changed above the replica's durable mark.
+/// Neighbouring extents of one version that a fence's report names: changed above the replica's durable mark.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct ReportedExtent {
+pub struct ReportedRun {
     pub chunk: ChunkIndex,
-    pub extent: u32,
+    pub first: u32,
+    /// At least 1.
+    pub count: u32,
     pub generation: Generation,
     pub version: Version,
 }
@@ -202,8 +204,10 @@ pub struct Report {
     pub fence: u32,
     pub in_doubt: bool,
     pub marks: Marks,
-    /// Written, discarded or pulled above the durable mark.
-    pub extents: Vec<ReportedExtent>,
+    /// Written, discarded or pulled above the durable mark. At most `limits::REPORT_RUNS`.
+    pub runs: Vec<ReportedRun>,
+    /// Another part follows. What is not `runs` counts in the last one.
+    pub more: bool,
     /// Chunks of the branch that this drive has records of.
     pub chunks: Vec<(ChunkIndex, Incarnation)>,
     /// Credits are void: the session asks anew.

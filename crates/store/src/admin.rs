@@ -11,9 +11,8 @@ use crate::op::{Answer, Op, Then};
 use crate::records::{AttemptState, BlockSet, Branch};
 use crate::store::{Phase, Store};
 use proto::control::HeldReplica;
-use proto::message::{
-    Attempt, BranchInfo, ChunkRecord, Probe, Reply, Report, ReportedExtent, Request, Scope,
-};
+use proto::limits::REPORT_RUNS;
+use proto::message::{Attempt, BranchInfo, ChunkRecord, Probe, Reply, Report, ReportedRun, Request, Scope};
 use proto::{BranchId, ChunkIndex, Configuration, Generation, Incarnation, LogIndex, Marks, NodeId, Refusal};
 
 /// Deleted replicas that are remembered.
@@ -381,7 +380,7 @@ impl Store {
         }
         let mut then = Some(then);
         for slot in emptied.into_iter().rev() {
-            // The replica's own slot comes last here: its entry frees the extents and carries the answer.
+            // The entry of the replica's own slot frees the extents and carries the answer.
             let own = self.disk().records.replica(number).slot == slot;
             let owed = if own { then.take().unwrap_or(Then::Nothing) } else { Then::Nothing };
             self.push_slot(branch, slot, owed);
@@ -410,7 +409,9 @@ impl Store {
             }
             Answer::Report { source, token, branch, fence } => {
                 if let Some(report) = self.report(branch, fence) {
-                    self.reply(source, token, branch, Reply::Report(report));
+                    for part in parts(report, REPORT_RUNS) {
+                        self.reply(source, token, branch, Reply::Report(part));
+                    }
                 } else {
                     let refusal = Refusal::UnknownReplica;
                     let version = proto::Version::ZERO;
@@ -425,7 +426,7 @@ impl Store {
         let disk = self.disk();
         let b = disk.records.branch(branch)?;
         let Marks { durable, .. } = b.record.marks;
-        let mut extents = Vec::new();
+        let mut runs: Vec<ReportedRun> = Vec::new();
         let mut chunks: Vec<(ChunkIndex, Incarnation)> = Vec::new();
         for (chunk, number) in &b.replicas {
             let r = disk.records.replica(*number);
@@ -436,13 +437,63 @@ impl Store {
                     let (version, e) = (disk.version(px), disk.table.get(px));
                     if version > durable {
                         let generation = e.generation;
-                        extents.push(ReportedExtent { chunk: *chunk, extent, generation, version });
+                        let next =
+                            ReportedRun { chunk: *chunk, first: extent, count: 1, generation, version };
+                        match runs.last_mut() {
+                            Some(r)
+                                if *r == (ReportedRun { first: r.first, count: r.count, ..next })
+                                    && r.first + r.count == extent =>
+                            {
+                                r.count += 1;
+                            }
+                            _ => runs.push(next),
+                        }
                     }
                     px = e.next;
                 }
             }
         }
         let free_extents = u64::from(disk.table.free_soon());
-        Some(Report { fence, in_doubt: b.in_doubt, marks: b.record.marks, extents, chunks, free_extents })
+        let (in_doubt, marks) = (b.in_doubt, b.record.marks);
+        Some(Report { fence, in_doubt, marks, runs, more: false, chunks, free_extents })
+    }
+}
+
+/// A report of as many parts as it takes: the last one carries everything but the runs.
+fn parts(mut report: Report, most: usize) -> Vec<Report> {
+    let mut parts = vec![];
+    while !report.runs.is_empty() && report.runs.len() + report.chunks.len() > most {
+        let rest = report.runs.split_off(report.runs.len().min(most));
+        let runs = std::mem::replace(&mut report.runs, rest);
+        let head = Report { runs, more: true, chunks: vec![], ..report };
+        parts.push(head);
+    }
+    parts.push(report);
+    parts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proto::Version;
+
+    #[test]
+    fn a_report_goes_out_in_parts_that_a_frame_has_room_for() {
+        let run = |first| ReportedRun {
+            chunk: ChunkIndex(0),
+            first,
+            count: 1,
+            generation: Generation(1),
+            version: Version::ZERO,
+        };
+        let chunks = vec![(ChunkIndex(0), Incarnation(1)); 3];
+        let report = Report { fence: 7, runs: (0..10).map(run).collect(), chunks, ..Report::default() };
+        let all = parts(report.clone(), 4);
+        assert_eq!(all.iter().map(|p| p.runs.len()).collect::<Vec<_>>(), [4, 4, 2, 0]);
+        assert_eq!(all.iter().map(|p| p.more).collect::<Vec<_>>(), [true, true, true, false]);
+        assert!(all.iter().all(|p| p.fence == 7));
+        assert_eq!(all.iter().flat_map(|p| p.runs.clone()).collect::<Vec<_>>(), report.runs);
+        assert_eq!(all[3].chunks, report.chunks);
+        assert_eq!(parts(report.clone(), 13), [report]);
     }
 }

@@ -153,7 +153,7 @@ impl Store {
             let newest = self.disk().records.replica(replica).index.get(extent);
             home = Some(newest).filter(|px| *px != NONE && !is_bit(*px));
         }
-        let purse = if fresh { Purse::Credit } else { Purse::Reserve };
+        let purse = if fresh { Purse::Credit } else { self.purse_without(replica) };
         let whole = record.range.count == BLOCKS_PER_EXTENT;
         if whole {
             let purse = if home.is_some() { Purse::Spare } else { purse };
@@ -198,6 +198,12 @@ impl Store {
             self.disk_mut().records.branches[branch].credits -= 1;
         }
         self.disk_mut().table.reserve(replica, extent, generation)
+    }
+
+    /// Of a write without a credit. The reserve is for those who must have every write: a target of a resync is let go
+    /// instead.
+    fn purse_without(&self, replica: u32) -> Purse {
+        if self.disk().records.replica(replica).attempt.is_some() { Purse::Spare } else { Purse::Reserve }
     }
 
     /// Extents that no credit is given for.
@@ -306,7 +312,7 @@ impl Store {
         bits.extend(of(Way::Bit));
         let mut made: Vec<(u32, Px)> = Vec::new();
         for extent in needy {
-            let purse = if promised > 0 { Purse::Promised } else { Purse::Reserve };
+            let purse = if promised > 0 { Purse::Promised } else { self.purse_without(replica) };
             promised = promised.saturating_sub(1);
             let Some(px) = self.take_extent(replica, extent, generation, purse) else {
                 for (_, px) in made {

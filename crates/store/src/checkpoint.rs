@@ -454,7 +454,15 @@ impl Store {
             }
         }
         for (replica, found) in bits {
-            self.clear_unseen(replica, &found);
+            let disk = self.disk();
+            if disk.records.replica(replica).bits_pending > 0 {
+                // A home has just given way to one of them: judged before that, it may be all that says so now.
+                let again: Vec<Px> =
+                    found.iter().filter_map(|(g, extent)| disk.find_bit(replica, *extent, *g)).collect();
+                self.checkpoint.empty.extend(again);
+            } else {
+                self.clear_unseen(replica, &found);
+            }
         }
     }
     /// One entry that frees some extents of one generation, of which no two are further apart than it can name. False:

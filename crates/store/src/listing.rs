@@ -189,10 +189,10 @@ impl Store {
                 };
                 self.map(replica, *range, state, *view)
             }
-            Request::Absent { views, head } => {
+            Request::Absent { views, head, blocks } => {
                 let replica = self.check_session(scope, false)?;
                 self.check_views(replica, views)?;
-                Reply::Absence { any: self.any_absent(replica, views, *head) }
+                Reply::Absence { any: self.any_absent(replica, views, *head, *blocks) }
             }
             Request::Usage => {
                 let replica = self.check_replica(scope)?;
@@ -296,14 +296,15 @@ impl Store {
         Reply::Map { runs }
     }
 
-    /// Is any block of the volume absent in one of the views? What lies beyond the volume's end is not asked about.
-    fn any_absent(&self, replica: u32, views: &Generations, head: bool) -> bool {
+    /// Is any of the first `blocks` absent in one of the views? What lies beyond the volume's end is not asked about.
+    fn any_absent(&self, replica: u32, views: &Generations, head: bool, blocks: u32) -> bool {
         let disk = self.disk();
         let r = disk.records.replica(replica);
         let geometry = disk.records.branch_of(replica).record.geometry;
         let begin = geometry.offset(r.record.chunk, 0);
         let bytes = geometry.size.saturating_sub(begin).min(geometry.chunk_bytes());
-        let blocks = u32::try_from(bytes.div_ceil(proto::limits::BLOCK as u64)).expect("at most a chunk");
+        let whole = u32::try_from(bytes.div_ceil(proto::limits::BLOCK as u64)).expect("at most a chunk");
+        let blocks = blocks.min(whole);
         // The oldest view sees least: what is there is there in all later ones.
         let Some(oldest) = views.iter().next().map(View::At).or(head.then_some(View::Head)) else {
             return false;

@@ -345,15 +345,17 @@ impl Records {
     }
 
     /// Forgets a replica as far as requests go; its extents are still on the drive. Gives back the slots that are
-    /// empty now: its own and those of its zeroes, and with the last one its branch's and those of its windows.
+    /// empty now: those of its zeroes and its own, and with the last one its branch's and those of its windows. To be
+    /// emptied from the last one on: without its zeroes a replica that is still there would show what they hide.
     pub fn delete_replica(&mut self, number: u32) -> Vec<u32> {
         let (branch, slot, key) = {
             let r = self.replica(number);
             (r.branch, r.slot, (r.record.branch, r.record.chunk))
         };
         self.by_chunk.remove(&key);
-        let mut emptied = vec![slot];
-        emptied.extend(std::mem::take(&mut self.replica_mut(number).zeroes).into_values().map(|w| w.slot));
+        let zeroes = std::mem::take(&mut self.replica_mut(number).zeroes);
+        let mut emptied: Vec<u32> = zeroes.into_values().map(|w| w.slot).collect();
+        emptied.push(slot);
         let b = &mut self.branches[branch as usize];
         b.replicas.remove(&key.1);
         if b.replicas.is_empty() {

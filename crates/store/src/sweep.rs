@@ -137,9 +137,9 @@ impl Store {
             return;
         }
         let mut looks = SLICE;
-        while looks > 0
-            && let Some(replica) = self.sweeper.queue.front().copied()
-        {
+        // Each once, and then it is the others' turn: what cannot be dropped yet is marked again at once.
+        for _ in 0..self.sweeper.queue.len() {
+            let Some(replica) = self.sweeper.queue.front().copied().filter(|_| looks > 0) else { break };
             let extents = self.take_marked(replica, looks);
             looks = looks.saturating_sub(extents.len().max(1));
             self.sweep(replica, &extents);
@@ -148,8 +148,9 @@ impl Store {
                 r.marked.queued = !r.marked.is_empty();
                 r.marked.queued
             });
-            if !rest {
-                self.sweeper.queue.pop_front();
+            self.sweeper.queue.pop_front();
+            if rest {
+                self.sweeper.queue.push_back(replica);
             }
             if self.sweeper.flying >= FLYING {
                 break;
@@ -268,6 +269,13 @@ impl Disk {
     /// Blocks of the first of these homes (oldest first) that a view sees.
     pub(crate) fn shows(&self, chain: &[Px], view: Generation) -> u16 {
         let newer = chain[1..].iter().take_while(|px| self.table.get(**px).generation <= view);
-        newer.fold(self.present(chain[0]), |left, px| if left == 0 { 0 } else { left & !self.present(*px) })
+        let mut left = self.present(chain[0]);
+        for px in newer {
+            if left == 0 {
+                break;
+            }
+            left &= !self.present(*px);
+        }
+        left
     }
 }

@@ -127,13 +127,13 @@ impl Store {
     /// Slots that bits may still take: a quarter of all stays for records and what is kept.
     fn bit_slots(&self) -> usize {
         let records = &self.disk().records;
-        let promised: u32 = self.promises.iter().map(|p| p.slots).sum();
+        let promised: u32 = self.promises.iter().filter(|p| p.until > self.now).map(|p| p.slots).sum();
         let kept = (records.slots() as usize / 4).max(records.spare_slots()) + promised as usize;
         records.free_slots().saturating_sub(kept)
     }
     /// Extents that were promised.
     pub(crate) fn promised(&self) -> u64 {
-        self.promises.iter().map(|p| p.extents).sum()
+        self.promises.iter().filter(|p| p.until > self.now).map(|p| p.extents).sum()
     }
     /// May these extents get bits now?
     pub(crate) fn may_set(&self, replica: u32, generation: Generation, extents: &[u32]) -> bool {

@@ -6,6 +6,7 @@ use crate::fanout::Sent;
 use crate::members::{Chunk, bit, slots};
 use crate::ops::Yield;
 use crate::request::GuestError;
+use crate::resync::Step;
 use crate::session::{Phase, Session};
 use proto::limits::MARKS_EVERY;
 use proto::message::{Ack, Request};
@@ -147,6 +148,11 @@ impl Session {
                 if let Some(w) = self.window.get(seq) {
                     w.sent &= keep;
                     w.acked &= keep;
+                    w.refused &= keep;
+                    if w.refused != 0 && !w.done && self.judge_refused(seq) {
+                        // opened afresh: there is no window any more
+                        return;
+                    }
                 }
                 self.settle(seq);
             }
@@ -210,26 +216,40 @@ impl Session {
         self.dirty = true;
     }
 
-    /// Section 4, Space: once sent, a write is applied by all in-sync replicas, or those that refused are marked
-    /// stale, or it is undone where it was applied. Here: if all refused nothing is applied, and the guest gets
-    /// the error; otherwise those that refused are marked stale. What an opening rewrites is no guest's to hear of, and must
-    /// be equal everywhere before anything is served: it waits for space.
+    /// A target that is about to be promoted may be required already: it is let go first.
     fn no_space(&mut self, seq: u64, slot: usize) {
         let Some(w) = self.window.get(seq) else { return };
         let chunk = w.chunk;
-        let required = self.chunks[chunk as usize].required;
-        if required & bit(slot) == 0 {
+        let target = self.target_of(chunk).is_some_and(|(t, step)| t == slot && step < Step::Proposed);
+        if target || self.chunks[chunk as usize].required & bit(slot) == 0 {
             return self.end_attempt_of(chunk, slot);
         }
-        w.refused |= bit(slot);
-        if w.refused & required == required && self.phase == Phase::Rewriting {
-            for s in slots(required) {
+        if let Some(w) = self.window.get(seq) {
+            w.refused |= bit(slot);
+        }
+        self.judge_refused(seq);
+    }
+
+    /// Section 4, Space: once sent, a write is applied by all in-sync replicas, or those that refused are marked
+    /// stale, or it is undone where it was applied. Here: if all refused nothing is applied, and the guest gets
+    /// the error; otherwise those that refused are marked stale. What an opening rewrites is no guest's to hear of, and must
+    /// be equal everywhere before anything is served: rather than leave fewer than `min_in_sync`, it waits for space. True:
+    /// the session opens afresh.
+    fn judge_refused(&mut self, seq: u64) -> bool {
+        let min = u32::from(self.attached.min_in_sync);
+        let Some(w) = self.window.get(seq) else { return false };
+        let (chunk, refused) = (w.chunk, w.refused);
+        let required = self.chunks[chunk as usize].required;
+        let all = required & !refused == 0;
+        if self.phase == Phase::Rewriting && (all || (required & !refused).count_ones() < min) {
+            for s in slots(refused) {
                 let drive = self.chunks[chunk as usize].slots[s].drive;
                 self.drives[drive].full_until = self.now + REWRITE_AGAIN;
             }
-            return self.open_afresh();
+            self.open_afresh();
+            return true;
         }
-        if w.refused & required == required {
+        if all {
             // a target may have it: it is not in-sync, and what it holds beyond its source is pulled over
             let sent = w.sent;
             w.acked = sent;
@@ -243,10 +263,10 @@ impl Session {
             self.settle(seq);
             self.advance();
         } else if w.acked != 0 {
-            let refused = w.refused;
             for s in slots(refused) {
                 self.lacks(chunk, s);
             }
         }
+        false
     }
 }

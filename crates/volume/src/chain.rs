@@ -256,8 +256,15 @@ impl Chain {
             {
                 self.found(s, place, &runs, &Payload::empty());
             }
-            Reply::Refused { refusal: Refusal::UnknownView | Refusal::UnknownReplica, .. } => {
+            Reply::Refused {
+                refusal: refusal @ (Refusal::UnknownView | Refusal::UnknownReplica), ..
+            } => {
                 let unknown = s.unknown + 1;
+                if refusal == Refusal::UnknownReplica {
+                    // It may have moved.
+                    let chunk = self.jobs[s.job].chunk;
+                    self.want_places(s.level, chunk);
+                }
                 self.next(Segment { unknown, ..s }, place);
             }
             _ => self.next(s, place),
@@ -273,10 +280,11 @@ impl Chain {
         let (_, mut left, _) = l.asked.take().expect("just seen");
         match answer {
             MetaAnswer::Configurations { chunks, .. } => {
-                for (chunk, c) in chunks {
+                // Those of a growth that are not made yet are asked for again.
+                for (chunk, c) in chunks.iter().filter(|(_, c)| c.number.0 > 0) {
                     left.retain(|x| *x != chunk.0);
                     let newer = l.chunks.get(&chunk.0).is_none_or(|have| have.number <= c.number);
-                    if c.number.0 > 0 && newer {
+                    if newer {
                         l.chunks.insert(chunk.0, c.clone());
                     }
                 }

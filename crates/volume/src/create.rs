@@ -145,7 +145,9 @@ impl Session {
             if chunk.0 as usize == self.chunks.len() {
                 self.chunks.push(crate::members::Chunk::default());
             }
-            if (chunk.0 as usize) < self.chunks.len() && c.number >= self.chunks[chunk.0 as usize].number {
+            // What is in force already may have an attempt, or a change that is undecided: it is not taken up again.
+            let news = |have: &crate::members::Chunk| have.number.0 == 0 || c.number > have.number;
+            if self.chunks.get(chunk.0 as usize).is_some_and(news) {
                 self.take_up(chunk.0, c);
                 if c.number.0 == 0 {
                     again.insert(chunk.0);
@@ -208,6 +210,8 @@ impl Session {
             self.geometry = geometry;
             self.growing = None;
             self.attached.placement = None;
+            // metad may have been asked about it, and its answer not be here: it is not waited for.
+            self.creation = Creation::default();
             self.effects.push_back(crate::Effect::Resized { geometry });
         } else if self.attached.placement.is_none() || self.chunks.len() < geometry.chunks() as usize {
             let made = self.chunks.iter().take_while(|c| c.number.0 > 0).count();

@@ -55,7 +55,8 @@ impl Session {
 
     /// May a zero be sent? False: it waits for what its drives say, or has ended.
     pub(crate) fn may_zero(&mut self, id: usize, chunk: u32) -> bool {
-        let over_something = self.generation > Generation::FIRST || self.parents.is_some();
+        // The branch's record names its parent also when the tie is cut.
+        let over_something = self.generation > Generation::FIRST || self.attached.origin.is_some();
         if !over_something || self.ops[id].probed == Some(self.generation) {
             return true;
         }
@@ -126,12 +127,18 @@ impl Session {
             return self.retry_credits();
         };
         let chunk = self.ops[id].piece.chunk;
-        match self.chunks[chunk as usize].slot_of(drive) {
-            Some(slot) if granted > 0 => self.ops[id].credits |= bit(slot),
-            _ if allocated => {}
-            _ => self.ops[id].no_space = true,
+        let c = &self.chunks[chunk as usize];
+        let mut spare = granted;
+        match c.slot_of(drive) {
+            Some(slot) if granted > 0 => {
+                self.ops[id].credits |= bit(slot);
+                spare -= 1;
+            }
+            Some(slot) if !allocated && c.required & bit(slot) != 0 => self.ops[id].no_space = true,
+            // It is there; or nobody is to write there any more, and what that drive has room for decides nothing.
+            _ => {}
         }
-        self.drives[drive].credits += granted.saturating_sub(1);
+        self.drives[drive].credits += spare;
         self.probe_answered(id);
     }
 

@@ -70,6 +70,8 @@ pub(crate) struct Flatten {
     asked: bool,
     again: Time,
     trouble: Option<JobTrouble>,
+    /// What the replicas were asked up to this token may have been read before all was filled.
+    filled: u64,
 }
 
 impl Flatten {
@@ -89,6 +91,7 @@ impl Flatten {
             asked: false,
             again: Time::ZERO,
             trouble: None,
+            filled: 0,
         }
     }
     pub fn flush_upto(&self) -> Option<u64> {
@@ -163,6 +166,8 @@ impl Session {
                     self.at_work().step(Step::Asking);
                     self.dirty = true;
                 } else {
+                    // What metad tells of views may be lost.
+                    self.views_in_question();
                     self.at_work().again = self.now + LOOK_AGAIN;
                 }
             }
@@ -176,9 +181,11 @@ impl Session {
 
     // ------------------------------------------------------------------ filling
 
-    /// Blocks of a chunk up to the volume's end.
+    /// Blocks of a chunk up to the end of the parent: what lies beyond it is never read from there. (No view of the branch
+    /// ends before it: a clone is at least as large.)
     fn blocks_of(&self, chunk: u32) -> u32 {
-        let bytes = self.geometry.size.saturating_sub(self.geometry.offset(ChunkIndex(chunk), 0));
+        let end = self.attached.parents.first().map_or(0, |l| l.size).min(self.geometry.size);
+        let bytes = end.saturating_sub(self.geometry.offset(ChunkIndex(chunk), 0));
         let bytes = bytes.min(self.geometry.chunk_bytes());
         u32::try_from(bytes.div_ceil(BLOCK as u64)).expect("at most a chunk")
     }
@@ -204,8 +211,9 @@ impl Session {
                 self.begin_piece(chunk, range);
             } else if chunk >= chunks {
                 if f.pieces == 0 {
-                    let upto = self.seq;
+                    let (upto, token) = (self.seq, self.next_token);
                     self.at_work().step(Step::Flushing(upto));
+                    self.at_work().filled = token;
                     self.flush_dirty = true;
                     self.dirty = true;
                 }
@@ -373,6 +381,12 @@ impl Session {
             return;
         }
         let (chunk, step, round) = (f.chunk, f.step, f.round);
+        let blocks = self.blocks_of(chunk);
+        if blocks == 0 {
+            self.at_work().chunk = chunks;
+            self.dirty = true;
+            return;
+        }
         let c = &self.chunks[chunk as usize];
         let all = c.set | c.required;
         let ready = c.number.0 > 0
@@ -394,7 +408,7 @@ impl Session {
         for slot in slots(all) {
             let drive = self.chunks[chunk as usize].slots[slot].drive;
             let token = self.ask(drive, What::Absence { round });
-            self.send_slot(chunk, slot, token, Request::Absent { views: views.clone(), head });
+            self.send_slot(chunk, slot, token, Request::Absent { views: views.clone(), head, blocks });
         }
     }
 
@@ -437,8 +451,12 @@ impl Session {
     fn ask_cut(&mut self) {
         let now = self.now;
         let (branch, epoch) = (self.branch, self.epoch);
-        if self.parents_waited_for(true).is_some() {
-            // It was begun before everything was filled, and a parent that is let go would not answer it.
+        let filled = self.at_work().filled;
+        let looks = |w: &What| matches!(w, What::Fetch { .. } | What::Map { .. });
+        let old = self.pending.range(..=filled).any(|(_, p)| looks(&p.what));
+        if old || self.parents_waited_for(true).is_some() {
+            // It was begun before everything was filled: it may yet want what a parent has, and one that is let go would
+            // not answer.
             self.at_work().again = now + Span::millis(50);
             return;
         }
@@ -459,10 +477,6 @@ impl Session {
         if heard {
             // Cut, or called off: it is over, and if not, metad says so again.
             self.flatten = None;
-            if !self.attached.views.tied {
-                self.drop_parents();
-                self.parents = None;
-            }
         }
         self.dirty = true;
     }

@@ -245,7 +245,13 @@ impl Session {
             (What::Credit { probe }, Reply::Credit { granted, allocated }) => {
                 self.credit_answered(p.drive, probe, granted, allocated);
             }
-            (What::Fence, Reply::Report(r)) => self.reported(p.drive, r),
+            (What::Fence, Reply::Report(r)) => {
+                let (drive, more) = (p.drive, r.more);
+                if more {
+                    self.pending.insert(token, Pending { what: What::Fence, ..p });
+                }
+                self.reported(drive, r);
+            }
             (What::Create, Reply::Done) => self.records_made(p.drive, token),
             (What::EndDoubt, Reply::Done) => self.doubt_ended(p.drive),
             (What::Begin { chunk, number }, Reply::Done) => self.attempt_ready(chunk, number),

@@ -3,7 +3,7 @@
 //! Invariant (section 3): the in-sync set in Raft is a subset of `Chunk::required`, always, for every chunk.
 
 use proto::control::ChunkChange;
-use proto::message::Report;
+use proto::message::{Report, ReportedRun};
 use proto::{
     ConfigNumber, Configuration, ConnNumber, DriveId, Marks, Member, MemberState, NodeId, Place,
     ProcessNumber, Time, Version,
@@ -56,6 +56,8 @@ pub(crate) struct Drive {
     pub episode: u64,
     /// Answer to the present fence.
     pub report: Option<Report>,
+    /// What came of it so far.
+    pub reported: Vec<ReportedRun>,
     /// Everything up to here that it was sent is flushed there. ZERO: nothing known.
     pub flushed: Version,
     /// Flushes begun: (number, least unacknowledged - 1).

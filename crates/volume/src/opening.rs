@@ -42,6 +42,7 @@ impl Session {
         if d.required == 0 || d.report.is_some() || asked || !self.linked(drive) || self.now < d.full_until {
             return;
         }
+        self.drives[drive].reported = vec![];
         let token = self.ask(drive, What::Fence);
         let (number, holder) = (self.fence, self.me);
         self.send_drive(drive, token, Request::Fence { number, holder });
@@ -65,10 +66,16 @@ impl Session {
     }
 
     /// An answer counts only for the fence it answers.
-    pub(crate) fn reported(&mut self, drive: usize, r: Report) {
+    pub(crate) fn reported(&mut self, drive: usize, mut r: Report) {
         if self.phase != Phase::Fencing || r.fence != self.fence {
             return;
         }
+        let runs = &mut self.drives[drive].reported;
+        runs.append(&mut r.runs);
+        if r.more {
+            return;
+        }
+        r.runs = std::mem::take(runs);
         let held: Set<_> = r.chunks.iter().copied().collect();
         for chunk in self.drives[drive].chunks.clone() {
             let c = &self.chunks[chunk as usize];

@@ -140,6 +140,7 @@ impl Session {
 
     /// Pushes the chain, and hands out what it has fetched.
     pub(crate) fn push_parents(&mut self) {
+        self.let_parents_go();
         if self.phase == Phase::Serving && self.attached.kind == SessionKind::Guest {
             // the places are asked for before anybody reads: so reads go on without a leader of metad
             self.chain();
@@ -165,6 +166,17 @@ impl Session {
                 // It is kept while it has forks: who says that he has it not may have it later. It waits.
                 Out::Doubted => {}
             }
+        }
+    }
+
+    /// The tie is cut: nothing is absent any more, and whatever was asked before that is answered (`ask_cut`).
+    fn let_parents_go(&mut self) {
+        if self.parents.is_none() || self.attached.views.tied {
+            return;
+        }
+        if self.parents_waited_for(true).or(self.parents_waited_for(false)).is_none() {
+            self.drop_parents();
+            self.parents = None;
         }
     }
 
@@ -263,11 +275,16 @@ impl Session {
         if !whole || self.drives[drive].doubt {
             return self.presence_lost(at);
         }
-        self.parents.as_mut().expect("a clone has asked").presence.own_answered(at, runs);
+        if let Some(p) = &mut self.parents {
+            p.presence.own_answered(at, runs);
+        }
     }
+    /// The parents may be gone since it was asked.
     pub(crate) fn presence_lost(&mut self, at: At) {
         let now = self.now;
-        self.parents.as_mut().expect("a clone has asked").presence.own_lost(at, now);
+        if let Some(p) = &mut self.parents {
+            p.presence.own_lost(at, now);
+        }
     }
 
     fn ask_depths(&mut self, depths: Depths, range: BlockRange) {

@@ -104,20 +104,22 @@ impl Session {
         // a clean detach leaves nothing to reconcile
         let reports = if self.attached.clean { vec![] } else { reports };
         for d in reports {
-            let report = self.drives[d].report.clone().expect("filtered above");
-            for e in report.extents {
+            let report = self.drives[d].report.as_mut().expect("filtered above");
+            for e in std::mem::take(&mut report.runs) {
                 let Some(c) = self.chunks.get(e.chunk.0 as usize) else { continue };
                 let Some(slot) = c.slot_of(d).filter(|&s| c.required & bit(s) != 0) else { continue };
                 let generation = into_new.unwrap_or(e.generation.max(lowest));
-                let key = Key { generation, chunk: e.chunk.0, extent: e.extent };
                 // what is sealed is identical already
                 if e.generation <= sealed {
                     continue;
                 }
-                let newest = self.rewrites.versions.entry((key, slot)).or_default();
-                *newest = e.version.max(*newest);
-                if e.version > above {
-                    self.rewrites.todo.insert(key);
+                for extent in e.first..e.first + e.count {
+                    let key = Key { generation, chunk: e.chunk.0, extent };
+                    let newest = self.rewrites.versions.entry((key, slot)).or_default();
+                    *newest = e.version.max(*newest);
+                    if e.version > above {
+                        self.rewrites.todo.insert(key);
+                    }
                 }
             }
         }
@@ -133,7 +135,9 @@ impl Session {
         let under_way = if settled { None } else { Some(self.rewrites.under_way) };
         let now = under_way.or(self.rewrites.todo.first().map(|k| k.generation)).unwrap_or_default();
         self.rewrites.under_way = now;
-        for key in self.rewrites.todo.iter().copied().filter(|k| k.generation == now).collect::<Vec<_>>() {
+        let first = Key { generation: now, chunk: 0, extent: 0 };
+        let next = self.rewrites.todo.range(first..).take_while(|k| k.generation == now).take(PARALLEL);
+        for key in next.copied().collect::<Vec<_>>() {
             if self.rewrites.active.len() >= PARALLEL || self.window.len() >= PARALLEL * BLOCKS {
                 break;
             }

@@ -120,7 +120,8 @@ impl Metad {
         let parents: Vec<Level> =
             [Level { branch: source, generation, size }].into_iter().chain(v.parents.clone()).collect();
         let branch = self.create(name, chunks, on);
-        self.volumes.get_mut(&branch).unwrap().parents = parents;
+        let v = self.volumes.get_mut(&branch).unwrap();
+        (v.parents, v.views.tied) = (parents, true);
         branch
     }
     pub fn appoint(&mut self, branch: BranchId, node: Option<NodeId>) {

@@ -163,7 +163,11 @@ fn request_of() -> impl Strategy<Value = Request> {
             source_process
         }),
         (view_after(), range()).prop_map(|((view, after), range)| Request::Changes { view, after, range }),
-        (generations(), any::<bool>()).prop_map(|(views, head)| Request::Absent { views, head }),
+        (generations(), any::<bool>(), any::<u32>()).prop_map(|(views, head, blocks)| Request::Absent {
+            views,
+            head,
+            blocks
+        }),
         Just(Request::Usage),
         (write_record(), version()).prop_map(|((record, payload), failed)| Request::Repair {
             record,
@@ -211,16 +215,18 @@ fn refusal_of() -> impl Strategy<Value = Refusal> {
     (0..Refusal::ALL.len()).prop_map(|i| Refusal::ALL[i])
 }
 fn report() -> impl Strategy<Value = Report> {
-    (any::<u32>(), any::<bool>(), version(), prop::collection::vec((any::<u32>(), version()), 0..9)).prop_map(
+    (any::<u32>(), any::<bool>(), version(), prop::collection::vec((0..65535u32, version()), 0..9)).prop_map(
         |(fence, in_doubt, v, es)| Report {
             fence,
             in_doubt,
             marks: Marks { committed: v, durable: v },
-            extents: es
+            more: fence % 2 == 1,
+            runs: es
                 .into_iter()
-                .map(|(extent, version)| ReportedExtent {
+                .map(|(first, version)| ReportedRun {
                     chunk: ChunkIndex(1),
-                    extent,
+                    first,
+                    count: 1 + fence % (65536 - first),
                     generation: Generation(1),
                     version,
                 })

@@ -154,7 +154,7 @@ fn changed_and_absent_blocks_are_told() {
     assert_eq!(map(&b.request(changes(View::At(g(2)), 1))), [(none, 1), (data, 1), (none, 2)]);
     assert_eq!(b.request(changes(View::At(g(1)), 1)), refused(Refusal::Invalid));
     let absent = |b: &mut Bench, views, head| {
-        b.request(Request::Absent { views, head }) == [Reply::Absence { any: true }]
+        b.request(Request::Absent { views, head, blocks: u32::MAX }) == [Reply::Absence { any: true }]
     };
     assert!(absent(&mut b, set(&[]), true));
     for extent in 0..BLOCKS / 16 {

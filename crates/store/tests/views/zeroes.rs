@@ -24,7 +24,11 @@ fn reported(b: &mut Bench) -> Vec<(u32, Generation, Version)> {
     let scope = b.scope();
     let replies = b.ask(scope, Request::Fence { number: 1, holder: NodeId(2) });
     let [Reply::Report(report)] = &replies[..] else { panic!("{replies:?}") };
-    report.extents.iter().map(|e| (e.extent, e.generation, e.version)).collect()
+    let extents = |r: &proto::message::ReportedRun| {
+        let (generation, version) = (r.generation, r.version);
+        (r.first..r.first + r.count).map(move |e| (e, generation, version))
+    };
+    report.runs.iter().flat_map(extents).collect()
 }
 /// Writes until the drive has no space but its reserve.
 fn fill(b: &mut Bench, generation: u32) {

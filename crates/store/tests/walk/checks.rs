@@ -149,7 +149,10 @@ impl World {
             // Zeroes look alike: the oldest of them that may be meant.
             let first = (0..last).rev().take_while(|i| h[*i].value == value).last().unwrap_or(last);
             let w = &h[first];
-            let listed = report.extents.iter().any(|e| (e.chunk.0, e.extent) == (at.0, at.1 / 16));
+            let listed = report
+                .runs
+                .iter()
+                .any(|r| r.chunk.0 == at.0 && (r.first..r.first + r.count).contains(&(at.1 / 16)));
             if state != BlockView::Absent && w.version > report.marks.durable && !listed {
                 let v = w.version;
                 return Err(format!("block {at:?} ({v} {state:?}) is not reported: {h:?}"));

@@ -201,19 +201,28 @@ impl Drive {
 
     pub fn report(&self, fence: u32) -> Report {
         let all = flat(&self.now, &self.older);
-        let extents: BTreeSet<_> = all.keys().map(|&(c, b, g)| (c, b / 16, g)).collect();
-        let extents = extents
+        let runs: BTreeSet<_> = all.keys().map(|&(c, b, g)| (c, b / 16, g)).collect();
+        let runs = runs
             .into_iter()
-            .map(|(c, e, generation)| ReportedExtent {
+            .map(|(c, e, generation)| ReportedRun {
                 chunk: ChunkIndex(c),
-                extent: e,
+                first: e,
+                count: 1,
                 generation,
                 version: self.extent_version(c, e, generation),
             })
             .filter(|e| e.version > self.marks.durable)
             .collect();
         let chunks = self.records.iter().map(|&(c, i)| (ChunkIndex(c), i)).collect();
-        Report { fence, in_doubt: self.doubt, marks: self.marks, extents, chunks, free_extents: 100 }
+        Report {
+            fence,
+            in_doubt: self.doubt,
+            marks: self.marks,
+            runs,
+            more: false,
+            chunks,
+            free_extents: 100,
+        }
     }
 
     #[expect(clippy::too_many_lines, reason = "one arm per request")]
@@ -338,9 +347,10 @@ impl Drive {
             Request::Absent { views, .. } if views.iter().any(|g| self.withdrawn.contains(&g)) => {
                 refused(Refusal::UnknownView, Version::ZERO)
             }
-            Request::Absent { views, head } => {
+            Request::Absent { views, head, blocks } => {
                 let mut all = views.iter().map(View::At).chain(head.then_some(View::Head));
-                let any = all.any(|v| (0..4096).any(|b| self.seen(scope.chunk.0, b, v).is_none()));
+                let any =
+                    all.any(|v| (0..blocks.min(4096)).any(|b| self.seen(scope.chunk.0, b, v).is_none()));
                 vec![frame(Reply::Absence { any })]
             }
             Request::Verify { first_extent, extents, .. } => {
