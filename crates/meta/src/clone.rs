@@ -34,7 +34,8 @@ impl MetaState {
             Op::CloneCreate { branch, generation, name, size, class, plan } => {
                 self.apply_clone_create(at, (*branch, *generation), name, *size, *class, plan)
             }
-            Op::Rollback { volume, seen, branch, generation, plan } => {
+            Op::Rollback { volume, seen, branch, generation, plan, safety } => {
+                self.check_safety(*volume, *seen, *safety)?;
                 self.apply_rollback(at, *volume, *seen, (*branch, *generation), plan)
             }
             _ => unreachable!("perform sends only clones' commands here"),
@@ -51,6 +52,7 @@ impl MetaState {
     ) -> Decision {
         if let Some(name) = name {
             check_name(name)?;
+            self.check_quota(volume)?;
         }
         let item =
             SnapshotItem { volume, branch, name: name.cloned().unwrap_or_else(|| hidden_name(id)), id };
@@ -154,6 +156,22 @@ impl MetaState {
             return Err(AdminRefusal::TooManySnapshots { name: name(), most: SNAPSHOTS_MAX as u64 });
         }
         Ok(())
+    }
+
+    /// The snapshot that was made first has all that the volume has.
+    fn check_safety(
+        &self,
+        volume: VolumeId,
+        seen: BranchId,
+        safety: Option<Generation>,
+    ) -> Result<(), AdminRefusal> {
+        let Some(generation) = safety else { return Ok(()) };
+        let epoch = self.branches.get(&seen).map(|b| b.epoch);
+        let row = self.snapshots.get(&(seen, generation)).filter(|s| s.state == SnapshotState::Sealed);
+        if row.is_some_and(|s| Some(s.sealed_in) == epoch) {
+            return Ok(());
+        }
+        Err(AdminRefusal::Changed { name: self.live_name(volume)? })
     }
 
     fn apply_rollback(

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Newest version of the encoding of commands.
-pub const COMMAND_FORMAT: u8 = 7;
+pub const COMMAND_FORMAT: u8 = 8;
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Command {
@@ -336,6 +336,8 @@ pub enum Op {
         branch: BranchId,
         generation: Generation,
         plan: Plan,
+        /// The snapshot of `seen` that was made first: who attached after it may have written what it has not.
+        safety: Option<Generation>,
     },
 
     // Format 5. Jobs.
@@ -423,10 +425,8 @@ impl Op {
             | Op::SnapshotProtect { .. }
             | Op::SnapshotLabel { .. }
             | Op::Kept { .. } => 3,
-            Op::ForkPoint { .. }
-            | Op::ForkPointDrop { .. }
-            | Op::CloneCreate { .. }
-            | Op::Rollback { .. } => 4,
+            Op::ForkPoint { .. } | Op::ForkPointDrop { .. } | Op::CloneCreate { .. } => 4,
+            Op::Rollback { .. } => 8,
             Op::VolumeTrash { .. } | Op::VolumeRestore { .. } | Op::VolumePurge { .. } => 6,
             Op::PolicyCreate { .. }
             | Op::PolicyDelete { .. }

@@ -113,7 +113,7 @@ impl Service {
                 let (point, _) = find_snapshot(state, name)?;
                 let volume = find_volume(state, &name.volume)?;
                 match safety {
-                    None => Step::Propose(self.rollback_op(state, volume, point)?),
+                    None => Step::Propose(self.rollback_op(state, volume, point, None)?),
                     Some(id) => {
                         let name = Some(format!("before-rollback-{:08x}", id >> 96));
                         Step::First { volume, id: *id, name }
@@ -135,6 +135,9 @@ impl Service {
                 Ok(()) | Err(AdminRefusal::SealBusy { .. }) => {}
                 Err(refusal) => return Err(refusal),
             }
+            if name.as_ref().is_some_and(|n| state.snapshot_named(volume, n).is_none()) {
+                state.check_quota(volume)?;
+            }
         }
         let Progress::Ready(point) = self.first(state, order, volume, id, name)? else { return Ok(None) };
         let op = match &order.request {
@@ -143,7 +146,7 @@ impl Service {
             }
             AdminRequest::VolumeRollback { name, .. } => {
                 let (to, _) = find_snapshot(state, name)?;
-                self.rollback_op(state, volume, to)?
+                self.rollback_op(state, volume, to, Some(point.1))?
             }
             _ => unreachable!("only these are ordered here"),
         };
@@ -212,13 +215,14 @@ impl Service {
         state: &MetaState,
         volume: VolumeId,
         (branch, generation): Point,
+        safety: Option<Generation>,
     ) -> Result<Op, AdminRefusal> {
         let seen = state.volumes()[&volume].branch;
         let row = &state.branches()[&seen];
         let (size, copies) = (state.snapshots()[&(branch, generation)].size, row.class.copies);
         let geometry = Geometry { size, chunk_shift: row.geometry.chunk_shift };
         let plan = self.plan_like(state, branch, copies, geometry, None)?;
-        Ok(Op::Rollback { volume, seen, branch, generation, plan })
+        Ok(Op::Rollback { volume, seen, branch, generation, plan, safety })
     }
 
     /// Beside the parent's in-sync replicas, chunk by chunk, where these drives take more.

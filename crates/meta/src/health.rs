@@ -33,6 +33,7 @@ impl Service {
         self.volume_checks(&totals, &mut checks);
         self.node_checks(state, &outlook, &mut checks);
         self.drive_checks(state, &outlook, &mut checks);
+        self.clock_check(&mut checks);
         let space: Vec<(u64, u64)> = state.drives().keys().map(|d| self.space(state, *d)).collect();
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         Ok(ClusterView {

@@ -13,6 +13,7 @@ pub mod admin;
 pub mod answer;
 pub mod bugs;
 pub mod chunks;
+mod clocks;
 mod clone;
 pub mod command;
 mod dedup;

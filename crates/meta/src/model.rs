@@ -293,6 +293,8 @@ pub struct Snapshot {
     pub hidden: bool,
     /// None: by hand.
     pub policy: Option<Made>,
+    /// The branch's epoch when it was sealed: while it is still that, nobody was attached since.
+    pub sealed_in: Epoch,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]

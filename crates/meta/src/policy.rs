@@ -230,7 +230,7 @@ impl MetaState {
         }
     }
 
-    fn live_name(&self, volume: VolumeId) -> Result<String, AdminRefusal> {
+    pub(crate) fn live_name(&self, volume: VolumeId) -> Result<String, AdminRefusal> {
         let row = self.volumes.get(&volume);
         let gone = || AdminRefusal::NotFound { noun: Noun::Volume, name: volume.to_string() };
         row.map(|v| v.name.clone()).ok_or_else(gone)

@@ -246,6 +246,11 @@ pub enum AdminRefusal {
         name: String,
         volume: VolumeId,
     },
+    /// In the trash: the name of one volume, and the id of another.
+    AmbiguousTrashed {
+        word: String,
+        other: String,
+    },
     /// A blockd of another version than metad.
     OtherControl {
         said: u32,
@@ -312,6 +317,7 @@ impl AdminRefusal {
             AdminRefusal::NotAClone { .. } => 1502,
             AdminRefusal::JobOver { .. } => 1503,
             AdminRefusal::RestoreTaken { .. } => 1504,
+            AdminRefusal::AmbiguousTrashed { .. } => 1505,
             AdminRefusal::PolicyConflict { .. } => 1601,
             AdminRefusal::QuotaFull { .. } => 1602,
             AdminRefusal::PolicyInUse { .. } => 1603,
@@ -348,6 +354,7 @@ impl AdminRefusal {
             AdminRefusal::ClusterExists { .. }
             | AdminRefusal::Exists { .. }
             | AdminRefusal::RestoreTaken { .. }
+            | AdminRefusal::AmbiguousTrashed { .. }
             | AdminRefusal::OtherNode { .. }
             | AdminRefusal::OtherProcess { .. }
             | AdminRefusal::SnapshotChanged { .. }
@@ -461,6 +468,9 @@ impl AdminRefusal {
             AdminRefusal::RestoreTaken { name, .. } => {
                 format!("volume \"{name}\" exists: what was deleted cannot have that name again")
             }
+            AdminRefusal::AmbiguousTrashed { word, .. } => {
+                format!("\"{word}\" means two volumes in the trash: nothing was done")
+            }
             AdminRefusal::OtherControl { said: 0, known } => {
                 format!("this blockd names no control protocol; metad speaks {known}")
             }
@@ -551,6 +561,9 @@ impl AdminRefusal {
             AdminRefusal::PolicyNotAttached { .. } => "it never was, or was detached".into(),
             AdminRefusal::BadPolicy { why, .. } => why.clone(),
             AdminRefusal::RestoreTaken { .. } => "the name of a deleted volume is free for others".into(),
+            AdminRefusal::AmbiguousTrashed { word, other } => {
+                format!("one has that name, and {word} is the id of the one named \"{other}\"")
+            }
             AdminRefusal::OtherControl { .. } => "blockd and metad must be of one version".into(),
             AdminRefusal::BadSize { .. } => "sizes are multiples of 4 KiB from 1 MiB to 16 TiB".into(),
             AdminRefusal::BadChunkSize { low, high } => format!("powers of two from {low} to {high} bytes"),
@@ -653,6 +666,11 @@ impl AdminRefusal {
             }
             AdminRefusal::RestoreTaken { name, volume } => {
                 format!("blockctl volume restore {volume} --as {name}-restored")
+            }
+            AdminRefusal::AmbiguousTrashed { word, .. } => {
+                format!(
+                    "say @{word} for the id; the name is clear when that one is gone. blockctl volume list --trash"
+                )
             }
             AdminRefusal::CloneSmaller { size, .. } => format!("leave --size out, or: --size {size}"),
             AdminRefusal::NotAClone { name } => format!("blockctl volume show {name}"),

@@ -45,6 +45,10 @@ impl Service {
             return;
         }
         let now = self.now;
+        if !self.clock_is_sound(state) {
+            self.runs.next = now + Span::secs(5);
+            return;
+        }
         self.runs.next = if state.policy_uses().is_empty() { Time::FAR } else { now + LOOK_AGAIN };
         self.runs.tried.retain(|_, at| now < *at + TRY_AGAIN);
         for (key, used) in state.policy_uses() {

@@ -84,6 +84,7 @@ impl MetaState {
                 created_ms: at,
                 hidden,
                 policy: if let Whose::Policy(made) = whose { Some(made) } else { None },
+                sealed_in: Epoch::default(),
             };
             self.snapshots.insert((item.branch, generation), snapshot);
             if hidden {
@@ -191,7 +192,8 @@ impl MetaState {
             let seal = row.sealing.take().expect("only what is being sealed is sealed");
             row.unsealed = row.generation;
             let key = (*branch, seal.generation);
-            self.snapshots.get_mut(&key).expect("a seal has a snapshot").state = SnapshotState::Sealed;
+            let snapshot = self.snapshots.get_mut(&key).expect("a seal has a snapshot");
+            (snapshot.state, snapshot.sealed_in) = (SnapshotState::Sealed, row.epoch);
             self.index.sealing.remove(branch);
             self.mark(Key::Snapshot(key.0, key.1));
             self.owe(*branch);

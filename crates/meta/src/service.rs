@@ -10,6 +10,7 @@
 
 use crate::admin::{AdminAnswer, AdminRequest};
 use crate::answer::Answer;
+use crate::clocks::Clocks;
 use crate::command::{Command, Op};
 use crate::forking::Forking;
 use crate::liveness::Liveness;
@@ -68,6 +69,11 @@ pub enum ServiceEvent {
     WatchClosed {
         node: NodeId,
     },
+    /// A node's wall clock, Unix milliseconds, with its heartbeat.
+    Clock {
+        node: NodeId,
+        wall_ms: u64,
+    },
     /// Commands were applied.
     StateChanged,
     /// The time given by `next_wake` has come.
@@ -124,6 +130,7 @@ pub struct Service {
     pub(crate) forking: Forking,
     pub(crate) resting: Resting,
     pub(crate) runs: Runs,
+    pub(crate) clocks: Clocks,
 }
 
 /// What an own command is about.
@@ -169,6 +176,7 @@ impl Service {
             forking: Forking::default(),
             resting: Resting::default(),
             runs: Runs::default(),
+            clocks: Clocks::default(),
         }
     }
 
@@ -192,6 +200,7 @@ impl Service {
                 self.planner = Planner::default();
                 self.resting = Resting::default();
                 self.runs = Runs::default();
+                self.clocks = Clocks::default();
                 self.watch.start_over(state);
             }
             ServiceEvent::LostLeader => {
@@ -202,6 +211,12 @@ impl Service {
             }
             ServiceEvent::WatchOpened { node, process } => self.watch.open(node, process),
             ServiceEvent::WatchClosed { node } => self.watch.close(node),
+            ServiceEvent::Clock { node, wall_ms } => {
+                let known = self.leader && state.nodes().contains_key(&node);
+                if known {
+                    self.clocks.told(self.now, self.wall_ms, node, wall_ms);
+                }
+            }
             ServiceEvent::StateChanged | ServiceEvent::Wake => {}
         }
         self.maintain(state);

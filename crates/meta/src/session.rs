@@ -157,7 +157,8 @@ impl MetaState {
         let Class { copies, min_in_sync, wait_when_degraded, write_through } = row.class;
         Some(MetaAnswer::Attached(Box::new(Attached {
             volume: row.volume,
-            name: self.branch_name(branch),
+            // What the drives' records keep: a name as operators give it, no longer than that.
+            name: self.any_volume(row.volume).map_or_else(|| branch.to_string(), |v| v.name.clone()),
             branch,
             epoch: row.epoch,
             kind: row.session.map_or(SessionKind::Guest, |s| s.kind),
@@ -293,7 +294,13 @@ impl MetaState {
             let made = self.made(&c, class, failed, replacements.get(&chunk).copied());
             left += u32::from(made.number == ConfigNumber(0));
             anew += u32::from(made.number == ConfigNumber(0) && made != c);
-            new.insert(chunk, made);
+            if made != c {
+                new.insert(chunk, made);
+            }
+        }
+        if new.is_empty() && left > 0 {
+            // Too few drives: it stays as it is.
+            return self.created_answer(branch);
         }
         let row = self.branches.get_mut(&branch).expect("looked up above");
         if left == 0 {

@@ -142,7 +142,7 @@ impl MetaState {
     ) -> Result<(), AdminRefusal> {
         let name = || self.volumes[&volume].name.clone();
         let mut all = self.snapshots_of(volume);
-        if let Some((_, s)) = all.find(|(_, s)| s.protect_until_ms > at && s.state == SnapshotState::Sealed) {
+        if let Some((_, s)) = all.find(|(_, s)| s.protect_until_ms > at) {
             let full = format!("{}@{}", name(), s.name);
             return Err(AdminRefusal::Protected { name: full, until_ms: s.protect_until_ms });
         }

@@ -138,12 +138,21 @@ impl MetaState {
         &self.trash
     }
 
-    /// By its name, the one that was deleted last, or by its id as it is listed (`v12`).
+    /// By its name, the one that was deleted last, or by its id as it is listed (`v12`, or `@v12`, which is nobody's name).
     pub(crate) fn find_trashed(&self, word: &str) -> Result<VolumeId, AdminRefusal> {
+        let of_id = |id: &str| self.trash.keys().copied().find(|v| v.to_string() == id);
+        if let Some(id) = word.strip_prefix('@') {
+            return of_id(id).ok_or_else(|| not_trashed(word.to_owned()));
+        }
         let named = self.trash.iter().filter(|(_, t)| t.volume.name == word);
         let newest = named.max_by_key(|(id, t)| (t.trashed_ms, **id)).map(|(id, _)| *id);
-        let by_id = || self.trash.keys().copied().find(|id| id.to_string() == word);
-        newest.or_else(by_id).ok_or_else(|| not_trashed(word.to_owned()))
+        match (newest, of_id(word)) {
+            (Some(named), Some(other)) if named != other => Err(AdminRefusal::AmbiguousTrashed {
+                word: word.to_owned(),
+                other: self.trash[&other].volume.name.clone(),
+            }),
+            (named, other) => named.or(other).ok_or_else(|| not_trashed(word.to_owned())),
+        }
     }
 
     /// What was deleted last comes first.
@@ -177,6 +186,9 @@ pub(crate) struct Resting {
     seen: LogIndex,
     next: Time,
 }
+/// A clock that is not to be believed is looked at again after this.
+const CLOCK_AGAIN: Span = Span::secs(5);
+
 impl Resting {
     pub(crate) fn next_wake(&self) -> Time {
         self.next
@@ -190,6 +202,10 @@ impl Service {
             return;
         }
         self.resting.seen = state.applied();
+        if !self.clock_is_sound(state) {
+            self.resting.next = self.now + CLOCK_AGAIN;
+            return;
+        }
         let due = |until: u64| Span::millis(until.saturating_sub(self.wall_ms)).min(LOOK_AGAIN);
         let next =
             state.trash().values().filter(|t| t.until_ms > self.wall_ms).map(|t| due(t.until_ms)).min();

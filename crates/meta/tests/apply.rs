@@ -32,7 +32,7 @@ fn an_unknown_command_is_an_error_and_never_skipped() {
     let good = Command { at_ms: 1, request: None, op: Op::NodeRemove { node: NodeId(1) } }.encode();
     assert!(Command::decode(&good).is_ok());
     assert_eq!(Command::decode(&[]), Err(DecodeError::Empty));
-    assert_eq!(Command::decode(&[8, 0, 0]), Err(DecodeError::Format(8)));
+    assert_eq!(Command::decode(&[9, 0, 0]), Err(DecodeError::Format(9)));
     assert_eq!(good[0], 1, "in the oldest format that has it");
     assert!(matches!(Command::decode(&[1, 0, 0, 250, 1]), Err(DecodeError::Malformed(_))));
     assert!(matches!(Command::decode(&good[..good.len() - 1]), Err(DecodeError::Malformed(_))));

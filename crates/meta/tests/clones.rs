@@ -41,7 +41,7 @@ fn fork_point(volume: VolumeId, branch: BranchId, head: u32, id: u128, name: Opt
 }
 
 fn rollback(volume: VolumeId, seen: BranchId, branch: BranchId, n: u32) -> Op {
-    Op::Rollback { volume, seen, branch, generation: g(n), plan: plan(SIZE, &[1, 2, 3]) }
+    Op::Rollback { volume, seen, branch, generation: g(n), plan: plan(SIZE, &[1, 2, 3]), safety: None }
 }
 
 fn delete(volume: VolumeId) -> Op {
@@ -591,4 +591,55 @@ proptest! {
         prop_assert!(w.state.volumes().is_empty() && w.state.trash().is_empty() && w.state.snapshots().is_empty());
         prop_assert_eq!(w.state.owed().count(), 0);
     }
+}
+
+#[test]
+fn a_rollback_after_somebody_wrote_behind_its_safety_snapshot_is_refused() {
+    let mut w = World::with_nodes(3);
+    let (v, b) = w.volume("v", SIZE, &[1, 2, 3]);
+    snap(&mut w, v, "a").expect("sealed at once");
+    w.admin(fork_point(v, b, 2, 9, Some("before-rollback".into()))).expect("sealed at once");
+    let with = |safety| {
+        let Op::Rollback { volume, seen, branch, generation, plan, .. } = rollback(v, b, b, 1) else {
+            unreachable!()
+        };
+        Op::Rollback { volume, seen, branch, generation, plan, safety }
+    };
+    let changed = Err(AdminRefusal::Changed { name: "v".into() });
+    assert_eq!(w.admin(with(Some(g(3)))), changed, "there is none");
+    let epoch = w.attached(b, 2, SessionKind::Guest).epoch;
+    assert_eq!(w.node(Op::Detach { branch: b, epoch, clean: true }), MetaAnswer::Ok);
+    assert_eq!(w.admin(with(Some(g(2)))), changed, "a guest was there since");
+    w.admin(fork_point(v, b, 3, 10, Some("before-rollback-2".into()))).expect("sealed at once");
+    w.admin(with(Some(g(3)))).expect("it has everything");
+}
+
+#[test]
+fn a_safety_snapshot_counts_for_the_quota() {
+    let mut w = World::with_nodes(3);
+    let (v, b) = w.volume("v", SIZE, &[1, 2, 3]);
+    snap(&mut w, v, "a").expect("sealed at once");
+    let quota = Some(meta::model::Quota { most: 1, manual_only: false });
+    w.admin(Op::QuotaSet { volume: v, quota }).expect("as many as there are");
+    let refused = w.admin(fork_point(v, b, 2, 9, Some("before-rollback".into()))).unwrap_err();
+    assert_eq!(refused.code(), 1602);
+    w.admin(fork_point(v, b, 2, 10, None)).expect("one that no operator sees");
+}
+
+#[test]
+fn what_drives_keep_of_a_long_name_is_never_longer() {
+    let mut w = World::with_nodes(3);
+    let long = "n".repeat(proto::limits::NAME_MAX);
+    let (v, b) = w.volume(&long, SIZE, &[1, 2, 3]);
+    snap(&mut w, v, "a").expect("sealed at once");
+    w.admin(rollback(v, b, b, 1)).expect("rolled back");
+    let (_, new) = head(&w, &long);
+    finish(&mut w, new, true);
+    w.own(Op::Appoint { branch: b, epoch: w.epoch(b), node: Some(NodeId(1)) });
+    let old = w.attached(b, 1, SessionKind::Maintenance);
+    assert_eq!((old.branch, old.name), (b, long.clone()), "a drive refuses a longer one, and never heals");
+    w.admin(Op::VolumeTrash { volume: v, force: None, with_snapshots: true, despite_clones: false })
+        .expect("rests");
+    w.own(Op::Appoint { branch: new, epoch: w.epoch(new), node: Some(NodeId(1)) });
+    assert_eq!(w.attached(new, 1, SessionKind::Maintenance).name, long);
 }

@@ -108,8 +108,15 @@ fn a_job_ends_with_its_volume() {
     let (_, _, c, cb) = family(&mut w);
     snap(&mut w, c, "x");
     w.admin(Op::Flatten { volume: c, branch: cb }).expect("a clone");
-    w.admin(Op::Rollback { volume: c, seen: cb, branch: cb, generation: Generation(1), plan: plan() })
-        .expect("detached");
+    w.admin(Op::Rollback {
+        volume: c,
+        seen: cb,
+        branch: cb,
+        generation: Generation(1),
+        plan: plan(),
+        safety: None,
+    })
+    .expect("detached");
     assert_eq!(state(&w, 1), JobState::Void);
     let branch = w.state.volumes()[&c].branch;
     // Also of one that is still being made.

@@ -340,7 +340,14 @@ impl Maker<'_> {
                 }
                 let geometry = Geometry { size: s.size, chunk_shift: 24 };
                 let plan = self.plan(geometry.chunks());
-                Op::Rollback { volume: s.volume, seen, branch: *branch, generation: *generation, plan }
+                Op::Rollback {
+                    volume: s.volume,
+                    seen,
+                    branch: *branch,
+                    generation: *generation,
+                    plan,
+                    safety: None,
+                }
             }
         })
     }

@@ -305,3 +305,51 @@ fn names_find_what_was_deleted_last_and_ids_all_of_it() {
     let Ok(AdminAnswer::Volumes(all)) = f.admin(AdminRequest::VolumeList) else { panic!("no list") };
     assert_eq!(all.len(), 2, "what is deleted is in no list of volumes");
 }
+
+#[test]
+fn a_word_that_means_two_volumes_means_none() {
+    let mut f = Fleet::new(3);
+    f.ready("web", 20);
+    let web = f.state.volume_named("web").expect("made").0;
+    let name = web.to_string();
+    f.ready(&name, 20);
+    let other = f.state.volume_named(&name).expect("made").0;
+    for volume in ["web", &name] {
+        assert!(rests(f.admin(delete(volume, false, false))));
+    }
+    let purge = |f: &mut Fleet, name: &str| f.admin(AdminRequest::VolumePurge { name: name.into() });
+    let twice = purge(&mut f, &name).unwrap_err();
+    assert_eq!((twice.code(), f.state.trash().len()), (1505, 2));
+    purge(&mut f, &format!("@{name}")).expect("the id");
+    assert!(f.state.trash().contains_key(&other) && f.state.trash().len() == 1);
+    purge(&mut f, &name).expect("only one is left");
+    assert!(f.state.trash().is_empty());
+}
+
+#[test]
+fn nothing_leaves_the_trash_by_a_clock_that_the_nodes_do_not_share() {
+    let mut f = Fleet::new(3);
+    f.ready("v", 20);
+    assert!(rests(f.admin(delete("v", false, false))));
+    f.behind_ms = 2 * DAY;
+    // The leader's clock says that it has rested long enough.
+    f.run(Span::secs(DAY / 1000 + 60));
+    assert_eq!(f.state.trash().len(), 1);
+    let Ok(AdminAnswer::Cluster(view)) = f.admin(AdminRequest::ClusterStatus) else { panic!("no view") };
+    assert!(view.checks.iter().any(|c| c.code == "CLOCK_APART"), "{:?}", view.checks);
+    f.behind_ms = 0;
+    f.run(Span::secs(60));
+    assert!(f.state.trash().is_empty());
+}
+
+#[test]
+fn a_snapshot_in_the_making_protects_as_well() {
+    let mut w = World::with_nodes(3);
+    let (v, b) = w.volume("v", SIZE, &[1, 2, 3]);
+    w.attached(b, 1, SessionKind::Guest);
+    let until = w.at_ms + DAY;
+    snap(&mut w, v, "a", until).expect("asked for: the session drains");
+    let epoch = w.epoch(b);
+    assert_eq!(w.node(Op::Detach { branch: b, epoch, clean: false }), MetaAnswer::Ok);
+    assert_eq!(w.admin(trash(v)).unwrap_err().code(), 1406);
+}

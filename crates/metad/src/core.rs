@@ -34,6 +34,7 @@ pub enum CoreCall {
     Look(Look),
     Proposed { proposal: Proposal, result: Option<(LogIndex, Answer)> },
     Lead(bool),
+    Clock { node: NodeId, wall_ms: u64 },
 }
 
 /// The way to the core, for all who ask.
@@ -81,6 +82,11 @@ impl Core {
         let (done, wait) = oneshot::channel();
         self.send(CoreCall::Node { from, request, done });
         wait.await.map_err(|_| Gone)
+    }
+
+    /// What a node's wall clock shows, with its heartbeat.
+    pub fn clock(&self, node: NodeId, wall_ms: u64) {
+        self.send(CoreCall::Clock { node, wall_ms });
     }
 
     pub async fn admin(&self, id: Option<RequestId>, request: AdminRequest) -> Result<AdminResult, Gone> {
@@ -245,6 +251,7 @@ impl Task {
                 Some((index, answer)) => ServiceEvent::Applied { proposal, index, answer },
                 None => ServiceEvent::ProposalFailed { proposal },
             }),
+            CoreCall::Clock { node, wall_ms } => self.event(ServiceEvent::Clock { node, wall_ms }),
             CoreCall::Lead(true) => self.event(ServiceEvent::BecameLeader),
             CoreCall::Lead(false) => {
                 self.event(ServiceEvent::LostLeader);

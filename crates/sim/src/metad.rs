@@ -275,6 +275,9 @@ impl World {
         let t = Token(self.metad.next_token);
         self.metad.tokens.insert(t, Asker { host, life, token });
         let from = self.hosts[host].id;
+        if matches!(request, MetaRequest::Heartbeat { .. }) {
+            self.serve(ServiceEvent::Clock { node: from, wall_ms: self.now.0 / 1_000_000 });
+        }
         self.serve(ServiceEvent::Node { from, token: t, request });
     }
 
@@ -287,8 +290,9 @@ impl World {
     /// The leader's mind gets an event; what it wants is done.
     fn serve(&mut self, event: ServiceEvent) {
         let now = self.now;
-        let quiet = matches!(&event, ServiceEvent::Wake | ServiceEvent::StateChanged)
-            || matches!(&event, ServiceEvent::Node { request: MetaRequest::Heartbeat { .. }, .. });
+        let quiet =
+            matches!(&event, ServiceEvent::Wake | ServiceEvent::StateChanged | ServiceEvent::Clock { .. })
+                || matches!(&event, ServiceEvent::Node { request: MetaRequest::Heartbeat { .. }, .. });
         if !quiet {
             self.trace.step(now, 7, self.metad.index.0, || format!("metad <- {event:?}"));
         }

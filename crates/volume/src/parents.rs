@@ -141,6 +141,9 @@ impl Session {
     /// Pushes the chain, and hands out what it has fetched.
     pub(crate) fn push_parents(&mut self) {
         self.let_parents_go();
+        if self.parents.is_none() {
+            return;
+        }
         if self.phase == Phase::Serving && self.attached.kind == SessionKind::Guest {
             // the places are asked for before anybody reads: so reads go on without a leader of metad
             self.chain();

@@ -215,8 +215,8 @@ impl Metad {
         let bytes = postcard::to_stdvec(request).expect("plain data is encoded");
         let answer = self
             .with_leader(Duration::from_nanos(request.patience().0), |mut c| {
-                let request = bytes.clone();
-                async move { c.call(NodeCall { request }).await }
+                let (request, wall_ms) = (bytes.clone(), wall_ms());
+                async move { c.call(NodeCall { request, wall_ms }).await }
             })
             .await;
         match answer {
@@ -246,6 +246,12 @@ impl Metad {
     pub async fn watch(&self, request: WatchRequest) -> Result<Streaming<WatchEvent>, CallError> {
         self.with_leader(Duration::from_secs(2), |mut c| async move { c.watch(request).await }).await
     }
+}
+
+/// This machine's wall clock, Unix milliseconds.
+fn wall_ms() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

@@ -81,6 +81,8 @@ pub struct Fleet {
     pub lists_lost: bool,
     /// Sessions are not done with their jobs, and say this.
     pub trouble: Option<JobTrouble>,
+    /// The nodes' clocks are behind the leader's by so much.
+    pub behind_ms: u64,
 }
 
 pub fn drive(n: u32) -> DriveId {
@@ -112,6 +114,7 @@ impl Fleet {
             stuck: false,
             lists_lost: false,
             trouble: None,
+            behind_ms: 0,
         };
         f.event(ServiceEvent::BecameLeader);
         let init = AdminRequest::ClusterInit { cluster: ClusterId(7), name: "c".into(), token: "t".into() };
@@ -553,6 +556,8 @@ impl Fleet {
             path: "p".into(),
         }];
         let process = ProcessNumber(node.process);
+        let wall_ms = (self.now.0 / 1_000_000).saturating_sub(self.behind_ms);
+        self.event(ServiceEvent::Clock { node: id, wall_ms });
         self.ask(id, Ask::Other, MetaRequest::Heartbeat { node: id, process, drives, reaches, sessions });
     }
 

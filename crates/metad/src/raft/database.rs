@@ -31,7 +31,7 @@ const MEMBERSHIP: &str = "membership";
 const FORMAT_MARK: &str = "format";
 
 /// Format of the database as a whole: tables, keys, rows. One without the mark is of format 1.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 
 /// How long the file may still be open elsewhere.
 const OPEN_WAIT: Duration = Duration::from_secs(10);

@@ -118,12 +118,16 @@ impl NodeService for NodeRpc {
     }
 
     async fn call(&self, request: Request<NodeCall>) -> Result<Response<NodeAnswer>, Status> {
-        let request: MetaRequest = postcard::from_bytes(&request.into_inner().request)
+        let call = request.into_inner();
+        let request: MetaRequest = postcard::from_bytes(&call.request)
             .map_err(|e| Status::invalid_argument(format!("malformed request: {e}")))?;
         if reads(&request) {
             self.lead.confirm().await?;
         } else {
             self.lead.check()?;
+        }
+        if let MetaRequest::Heartbeat { node, .. } = request {
+            self.core.clock(node, call.wall_ms);
         }
         let answer = self.core.node(sender(&request), request).await.map_err(gone)?;
         if answer == MetaAnswer::Unavailable {

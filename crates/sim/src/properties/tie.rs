@@ -1,5 +1,5 @@
-//! TIE: when Raft cuts the tie of a clone to its parent, no in-sync replica lacks a block in the head or in a kept view. (That
-//! no loss of power brings an older state back in which one is missing, the readers find out: LIN, VIEWS.)
+//! TIE: when Raft cuts the tie of a clone to its parent, no in-sync replica lacks a block that the parent may have had (up to
+//! its end) in the head or in a kept view. (That no loss of power brings an older state back in which one is missing, the readers find out: LIN, VIEWS.)
 
 use crate::counts::{Operator, Property};
 use crate::effects::index_of;
@@ -13,7 +13,8 @@ impl World {
     pub fn check_tie(&mut self, branch: BranchId) {
         self.counts.operator(Operator::Untied);
         let Some(row) = self.metad.state.branches().get(&branch) else { return };
-        let blocks = row.geometry.size.div_ceil(proto::limits::BLOCK as u64);
+        let parent = row.parent.map_or(0, |l| l.size);
+        let blocks = parent.min(row.geometry.size).div_ceil(proto::limits::BLOCK as u64);
         let kept = self.metad.state.kept(branch);
         let views: Vec<View> = kept.iter().map(View::At).chain([View::Head]).collect();
         for (chunk, c) in self.metad.configurations(branch) {
