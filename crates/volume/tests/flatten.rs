@@ -97,6 +97,55 @@ fn all_that_is_absent_is_written_and_then_the_tie_is_cut() {
     assert_eq!(w.family.as_ref().unwrap().asked, [], "no parent is asked any more");
 }
 
+/// A drive takes the states of a read's blocks when it comes, and answers when their bytes are there.
+#[test]
+fn a_read_that_was_begun_before_all_was_filled_is_waited_for() {
+    let mut w = clone_of(9, 1, &[CHUNK], 0..64);
+    let is = w.family.as_ref().unwrap().values();
+    let t = write(&mut w, 0, 55);
+    must(&mut w, t);
+    let late = read(&mut w, 0, 2);
+    while w.deliver_to_replica(0, NodeId(1)) {}
+    let answers = &mut w.hosts[0].links.get_mut(&NodeId(1)).unwrap().to_session;
+    let at = answers.iter().position(|f| matches!(f.reply, message::Reply::ReadDone { .. })).unwrap();
+    let held = answers.remove(at).unwrap();
+    order(&mut w, Some(JOB));
+    w.calm(1500);
+    assert!(w.metad.views().tied, "it may want what the parent has");
+    w.answer(0, NodeId(1), held);
+    assert_eq!(must(&mut w, late), [55, is[&1]]);
+    until_cut(&mut w);
+}
+
+#[test]
+fn parents_are_let_go_though_the_end_of_the_job_is_heard_before_the_cut() {
+    let mut w = clone_of(10, 1, &[CHUNK], 0..64);
+    order(&mut w, Some(JOB));
+    for _ in 0..20_000 {
+        w.calm(1);
+        let cut = w.questions.iter().position(|(_, _, r)| matches!(r, control::MetaRequest::Cut { .. }));
+        if let Some(at) = cut {
+            let (h, token, request) = w.questions.remove(at).unwrap();
+            let epoch = w.hosts[h].epoch;
+            let answer = w.metad.apply(epoch, &request);
+            assert!(!w.metad.views().tied);
+            // Block status of a section is asked about, and not answered yet.
+            let t = read(&mut w, 100, 1);
+            w.event(h, Event::Job { job: None });
+            w.event(h, Event::Meta { token, answer });
+            assert_eq!(must(&mut w, t), [0]);
+            break;
+        }
+    }
+    assert!(!w.metad.views().tied, "{}", w.hosts[0].session.explain());
+    w.family.as_mut().unwrap().asked.clear();
+    for block in [3, 200, 4000] {
+        let t = read(&mut w, block, 1);
+        must(&mut w, t);
+    }
+    assert_eq!(w.family.as_ref().unwrap().asked, [], "no parent is asked any more");
+}
+
 #[test]
 fn a_snapshot_that_reads_from_the_parent_holds_the_cut_up_and_is_named() {
     let mut w = clone_of(2, 1, &[CHUNK], 0..64);

@@ -465,6 +465,30 @@ fn a_drive_that_reports_its_failure_is_dropped_on_the_word_of_one() {
 }
 
 #[test]
+fn a_write_that_all_who_are_left_refused_is_answered_when_the_last_one_is_dropped() {
+    let mut w = served();
+    write(&mut w, 0, 5, 1);
+    w.calm(10);
+    for n in [1, 2] {
+        w.nodes.get_mut(&NodeId(n)).unwrap().drives[0].refuse_writes = Some(Refusal::NoSpace);
+    }
+    let t = write(&mut w, 0, 5, 2);
+    w.crash(NodeId(3), false);
+    run(&mut w, 0, &[1, 2], 40);
+    assert_eq!(answer(&w, t), None, "the third may have it");
+    w.metad.down = vec![DriveId(30)];
+    run(&mut w, 0, &[1, 2], 300);
+    assert_eq!(state(&w, 0, 3), Some(MemberState::Stale));
+    assert_eq!(answer(&w, t), Some(Err(GuestError::NoSpace)));
+    for n in [1, 2] {
+        w.nodes.get_mut(&NodeId(n)).unwrap().drives[0].refuse_writes = None;
+    }
+    let t = write(&mut w, 0, 5, 3);
+    run(&mut w, 0, &[1, 2], 20);
+    assert_eq!(answer(&w, t), Some(Ok(vec![])), "nothing is held back by it");
+}
+
+#[test]
 fn what_waits_is_withdrawn_with_its_client_and_what_was_sent_is_not() {
     let mut w = served();
     write(&mut w, 0, 5, 1);

@@ -244,6 +244,31 @@ fn what_a_successor_rewrites_waits_for_space_that_nobody_has() {
     }
 }
 
+/// The replica that it was read from has room: it writes over what it has. The others have all that was acknowledged, and are
+/// not given up for what was not.
+#[test]
+fn what_a_successor_rewrites_drops_nobody_below_the_least_for_want_of_space() {
+    let mut w = served();
+    write(&mut w, 0, 1, 11);
+    w.calm(10);
+    write(&mut w, 0, 1, 12);
+    while w.deliver_to_replica(0, NodeId(3)) {}
+    w.kill_session(0);
+    for n in [1, 2] {
+        w.nodes.get_mut(&NodeId(n)).unwrap().drives[0].refuse_writes = Some(proto::Refusal::NoSpace);
+    }
+    let h = w.attach(NodeId(2), SessionKind::Guest);
+    w.calm(200);
+    assert!(!w.hosts[h].session.is_serving());
+    assert_eq!(w.metad.chunks[0].in_sync_count(), 2, "one of them may be given up, and not the other");
+    for n in [1, 2] {
+        w.nodes.get_mut(&NodeId(n)).unwrap().drives[0].refuse_writes = None;
+    }
+    w.calm(400);
+    assert!(w.hosts[h].session.is_serving());
+    assert_eq!(w.metad.chunks[0].in_sync_count(), 3);
+}
+
 #[test]
 fn a_successor_goes_on_where_a_predecessor_had_gone_on() {
     let mut w = served();
