@@ -2,8 +2,8 @@
 
 use crate::model::{Class, Quota};
 use crate::view::{
-    ClusterView, DriveView, EventView, JobView, NodeView, OrphanView, PolicyView, SnapshotView, TrashView,
-    VolumeLine, VolumeView, WaitFor,
+    ClusterView, DriveView, EventView, JobView, NodeView, OrphanView, PolicyView, SnapshotView, SpaceView,
+    TrashView, VolumeLine, VolumeView, WaitFor,
 };
 use proto::{BranchId, ClusterId, DriveId, Generation, JobId, NodeId, ProcessNumber, RequestId, VolumeId};
 use schedule::Retention;
@@ -133,6 +133,11 @@ pub enum AdminRequest {
     },
     /// Compare all replicas; needs a session (one is appointed if there is none).
     VolumeVerify {
+        name: String,
+        request: RequestId,
+    },
+    /// What it takes: begins to count, or tells how far that is. By the request it is known which.
+    VolumeSpace {
         name: String,
         request: RequestId,
     },
@@ -274,6 +279,8 @@ pub enum AdminAnswer {
     Verifying {
         node: NodeId,
     },
+    /// `VolumeSpace`, as far as it is.
+    Space(Box<SpaceView>),
     /// `SnapshotCreate` is in Raft: for the service, which waits until these are sealed.
     SnapshotsMade {
         keys: Vec<(BranchId, Generation)>,

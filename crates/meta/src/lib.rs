@@ -46,6 +46,7 @@ pub mod service;
 mod session;
 pub mod settings;
 mod snapshot;
+mod space;
 pub mod state;
 mod survey;
 mod touch;

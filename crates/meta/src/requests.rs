@@ -87,6 +87,7 @@ impl Service {
             MetaRequest::Deleted { drive, replicas } => {
                 self.propose_for_node(token, None, Op::Deleted { drive, replicas });
             }
+            MetaRequest::Measured { node, measured } => self.measured(token, (from, node), &measured),
             MetaRequest::Volumes { name } => {
                 let answer = MetaAnswer::Volumes(summaries(state, name.as_deref()));
                 self.answer_node(token, answer);
@@ -226,6 +227,10 @@ impl Service {
             AdminRequest::JobCancel { job } => command(Op::JobCancel { job }),
             AdminRequest::VolumeVerify { name, request } => {
                 self.verify(state, &name, request).map(Decided::Answer)
+            }
+            AdminRequest::VolumeSpace { name, request } => {
+                let view = self.measure_space(state, &name, request)?;
+                Ok(Decided::Answer(AdminAnswer::Space(Box::new(view))))
             }
             AdminRequest::PolicyCreate { .. }
             | AdminRequest::PolicyDelete { .. }

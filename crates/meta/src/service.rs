@@ -20,6 +20,7 @@ use crate::refusal::AdminRefusal;
 use crate::resyncs::Resyncs;
 use crate::runs::Runs;
 use crate::seals::Seals;
+use crate::space::Spaces;
 use crate::state::MetaState;
 use crate::trash::Resting;
 use crate::watch::Watch;
@@ -131,6 +132,7 @@ pub struct Service {
     pub(crate) resting: Resting,
     pub(crate) runs: Runs,
     pub(crate) clocks: Clocks,
+    pub(crate) spaces: Spaces,
 }
 
 /// What an own command is about.
@@ -177,6 +179,7 @@ impl Service {
             resting: Resting::default(),
             runs: Runs::default(),
             clocks: Clocks::default(),
+            spaces: Spaces::default(),
         }
     }
 
@@ -201,6 +204,7 @@ impl Service {
                 self.resting = Resting::default();
                 self.runs = Runs::default();
                 self.clocks = Clocks::default();
+                self.spaces = Spaces::default();
                 self.watch.start_over(state);
             }
             ServiceEvent::LostLeader => {
@@ -238,7 +242,8 @@ impl Service {
             .next_wake()
             .min(self.forking.next_wake())
             .min(self.resting.next_wake())
-            .min(self.runs.next_wake());
+            .min(self.runs.next_wake())
+            .min(self.spaces.next_wake());
         self.liveness.next_wake().min(self.planner.next_wake()).min(self.watch.next_wake()).min(seals)
     }
 
@@ -258,6 +263,7 @@ impl Service {
         self.maintain_trash(state);
         self.maintain_runs(state);
         self.maintain_planner(state);
+        self.maintain_spaces(state);
         self.maintain_watch(state);
     }
 

@@ -184,6 +184,64 @@ pub struct SnapshotView {
     pub unconfirmed: u32,
 }
 
+/// What a volume takes. All in bytes, in whole extents of 64 KiB: one block written takes one.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct SpaceView {
+    pub volume: VolumeId,
+    pub name: String,
+    pub size: u64,
+    /// All is counted, or known to be missing. The figures are parts of what they will be until then.
+    pub finished: bool,
+    /// Others are counted first.
+    pub waiting: bool,
+    /// So often it began anew, for snapshots came or went.
+    pub again: u32,
+    /// Chunks of all of the volume's branches; counted so far, or known to be missing.
+    pub chunks: u64,
+    pub chunks_done: u64,
+    /// No in-sync replica of these could be asked: they are in none of the figures of one copy.
+    pub chunks_missing: u64,
+    /// Replicas counted; and those that are in no figure of all copies.
+    pub replicas: u64,
+    pub replicas_missing: u64,
+    /// By the volume as it is now.
+    pub head: ViewBytes,
+    /// By its snapshots, and what clones need; those of older branches first, then the oldest.
+    pub views: Vec<ViewSpace>,
+    /// One copy: all that it takes; of that seen by nobody, and not freed yet.
+    pub taken: u64,
+    pub unseen: u64,
+    /// The same of all copies.
+    pub taken_all: u64,
+    pub unseen_all: u64,
+    /// What it reads where it has not been written. Counts where it is.
+    pub parent: Option<String>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct ViewBytes {
+    /// Of which it sees something.
+    pub seen: u64,
+    /// And nobody else does.
+    pub exclusive: u64,
+}
+
+/// A snapshot, or a state that has no name and is kept for a clone.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ViewSpace {
+    pub name: Option<String>,
+    pub branch: BranchId,
+    pub generation: Generation,
+    pub seen: u64,
+    pub exclusive: u64,
+    /// What its deletion alone frees: nothing, if somebody reads from it.
+    pub frees: u64,
+    /// Volumes that read from it, some.
+    pub clones: Vec<String>,
+    /// The volume itself went back to it, and reads from it.
+    pub own: bool,
+}
+
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct JobView {
     pub job: JobId,

@@ -278,7 +278,7 @@ impl Service {
     }
 
     /// To a node whose stream is open.
-    fn tell(&mut self, node: NodeId, update: WatchUpdate) {
+    pub(crate) fn tell(&mut self, node: NodeId, update: WatchUpdate) {
         if self.watch.watchers.contains_key(&node) {
             self.push(node, update);
         }

@@ -14,6 +14,7 @@ mod guests;
 mod lease;
 mod link;
 mod links;
+mod measure;
 mod node;
 mod pull;
 mod seats;

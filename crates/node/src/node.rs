@@ -9,6 +9,7 @@ use crate::drives::Drive;
 use crate::event::{Effect, Event, LinkId, NodeParams, Notice};
 use crate::lease::{Granter, Holder};
 use crate::links::{Links, Lost};
+use crate::measure::Measures;
 use crate::pull::Pulls;
 use crate::seats::{Instance, Seat, SeatId, Seats};
 use crate::serve::HeldFence;
@@ -62,6 +63,7 @@ pub struct Node {
     pub(crate) appointed: BTreeMap<BranchId, Time>,
     pub(crate) pulls: Pulls,
     pub(crate) verifies: Verifies,
+    pub(crate) measures: Measures,
     pub(crate) desk: Desk,
     pub(crate) endpoints: Map<Source, Endpoint>,
     next_source: u64,
@@ -106,6 +108,7 @@ impl Node {
             appointed: BTreeMap::new(),
             pulls: Pulls::new(),
             verifies: Verifies::default(),
+            measures: Measures::default(),
             desk: Desk::new(seed),
             endpoints: std::iter::once((PULLS, Endpoint::Pulls)).collect(),
             next_source: 1,
@@ -235,6 +238,7 @@ impl Node {
                 self.holder.next_wake(),
                 self.pulls.next_wake(),
                 self.desk.next_wake(),
+                self.measures.next_wake(),
                 self.appointed_wake(),
                 settle,
                 self.stopping_wake(),
@@ -281,6 +285,7 @@ impl Node {
         self.tend_seats(now);
         self.tend_drives(now);
         self.tend_verifies();
+        self.tend_measures(now);
         self.tend_give_backs(now);
         self.heartbeat(now);
         self.pulls.push(now);
@@ -465,6 +470,7 @@ impl Node {
             }
             WatchUpdate::Keep { drive, lists } => self.keep_views(drive, lists),
             WatchUpdate::Verify { branch, request } => self.verify_wanted(branch, request),
+            WatchUpdate::Measure(order) => self.measures.take(order),
         }
     }
 

@@ -7,6 +7,8 @@ mod clones;
 mod seats;
 #[path = "whole/snapshots.rs"]
 mod snapshots;
+#[path = "whole/space.rs"]
+mod space;
 mod world;
 
 use node::event::Notice;

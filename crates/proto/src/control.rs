@@ -6,6 +6,7 @@ use crate::ids::{
     BranchId, ChunkIndex, ConfigNumber, DriveId, Epoch, Generation, Incarnation, JobId, LogIndex, NodeId,
     OpenId, ProcessNumber, RequestId, VolumeId,
 };
+use crate::space::{Measure, Measured};
 use crate::time::Span;
 use crate::units::Geometry;
 use crate::views::{BranchViews, KeepList, Level, ListIndex};
@@ -13,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 /// Version of what blockd and metad say to one another, everything in this file: its bytes do not say what they are.
 /// A blockd names it when it registers, and metad refuses every other one. Each change of the file raises it.
-pub const CONTROL: u32 = 3;
+pub const CONTROL: u32 = 4;
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 pub enum SessionKind {
@@ -194,6 +195,8 @@ pub enum MetaRequest {
     Snapshot { volume: String, snapshot: String },
     /// Volumes, for export lists and sizes. Answer: `Volumes`.
     Volumes { name: Option<String> },
+    /// What was counted, as `WatchUpdate::Measure` ordered. Said once: metad orders again what it has not heard of. Answer: `Ok`.
+    Measured { node: NodeId, measured: Measured },
 }
 
 impl MetaRequest {
@@ -361,6 +364,8 @@ pub enum WatchUpdate {
     Resized { branch: BranchId, geometry: Geometry, placement: Option<u32> },
     /// The order to read a volume's replicas again and compare them (`volume verify`).
     Verify { branch: BranchId, request: RequestId },
+    /// The order to count what replicas on this node's drives take (`volume space`).
+    Measure(Measure),
 }
 
 /// Used by `Attached` readers: where the replicas of a branch lie.

@@ -19,6 +19,7 @@ pub mod message;
 pub mod payload;
 pub mod record;
 pub mod refusal;
+pub mod space;
 pub mod sum;
 pub mod time;
 pub mod units;

@@ -41,3 +41,4 @@ pub use bugs::Bugs;
 pub use event::{Effect, Event, IoId, IoOp, IoResult, Source};
 pub use format::{FormatParams, FormatStep, format};
 pub use store::{OpenParams, Store};
+pub use usage::Tally;

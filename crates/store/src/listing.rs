@@ -69,7 +69,7 @@ impl Disk {
         self.list_chain(newest, &mut chain);
         chain
     }
-    fn list_chain(&self, newest: Px, chain: &mut Vec<Px>) {
+    pub(crate) fn list_chain(&self, newest: Px, chain: &mut Vec<Px>) {
         chain.clear();
         let mut px = newest;
         while px != NONE {

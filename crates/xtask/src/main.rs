@@ -12,6 +12,7 @@ mod operator;
 mod prove;
 mod purity;
 mod sim;
+mod space;
 mod steps;
 mod streams;
 mod tools;

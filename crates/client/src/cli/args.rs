@@ -366,6 +366,13 @@ pub enum VolumeVerb {
         #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "3600")]
         wait: Option<u64>,
     },
+    /// What it and its snapshots take, and what deleting each of them would free.
+    Space {
+        name: String,
+        /// Seconds.
+        #[arg(long, default_value_t = 60)]
+        timeout: u64,
+    },
     /// Read all in-sync replicas again from their media and compare them.
     Verify {
         name: String,
@@ -474,10 +481,16 @@ pub enum SnapshotVerb {
     },
     /// Of one volume, or all.
     #[command(visible_alias = "ls")]
-    List { volume: Option<String> },
+    List {
+        volume: Option<String>,
+        #[command(flatten)]
+        space: WithSpace,
+    },
     Show {
         #[arg(value_name = "VOL@NAME", value_parser = snapshot_name)]
         name: SnapshotName,
+        #[command(flatten)]
+        space: WithSpace,
     },
     Rename {
         #[arg(value_name = "VOL@NAME", value_parser = snapshot_name)]
@@ -543,6 +556,16 @@ pub enum SnapshotVerb {
         #[command(flatten)]
         nbd: NbdSocket,
     },
+}
+
+#[derive(Args, Debug, Clone, Copy)]
+pub struct WithSpace {
+    /// With what each takes: the nodes count it, which takes some time.
+    #[arg(long)]
+    pub space: bool,
+    /// Of the count, per volume; seconds.
+    #[arg(long, default_value_t = 60, requires = "space")]
+    pub timeout: u64,
 }
 
 #[derive(Args, Debug)]
@@ -739,6 +762,9 @@ mod tests {
             "blockctl volume quota a --snapshots 5 --manual-only",
             "blockctl volume quota a --snapshots none",
             "blockctl volume purge a --yes",
+            "blockctl volume space a --timeout 5",
+            "blockctl snapshot ls a --space --timeout 5",
+            "blockctl snapshot show a@1 --space",
             "blockctl cluster config set down_out=20s",
             "blockctl dev kill metad-leader --signal stop",
             "blockctl load nbd+unix:///v?socket=/s --log /l --reconnect --secs 3",
@@ -774,6 +800,7 @@ mod tests {
             "blockctl snapshot create a",
             "blockctl snapshot show @a",
             "blockctl snapshot diff a@1",
+            "blockctl snapshot ls a --timeout 5",
             "blockctl snapshot export a@2",
             "blockctl snapshot import /f",
             "blockctl snapshot protect a@1 --until 2026-02-30",

@@ -14,6 +14,7 @@ pub mod output;
 mod policy;
 pub mod size;
 mod snapshot;
+mod space;
 mod stream;
 mod trash;
 mod volume;

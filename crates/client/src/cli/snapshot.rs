@@ -1,9 +1,10 @@
 //! Snapshots.
 
-use super::args::{Moment, SnapshotName, SnapshotVerb};
+use super::args::{Moment, SnapshotName, SnapshotVerb, WithSpace};
 use super::context::{Context, done, hex, request_id};
 use super::error::CliError;
 use super::output::{Output, Table, ago, bytes};
+use super::space::{self, Takes};
 use crate::control::Control;
 use api::v1;
 use proto::date::show_date;
@@ -19,15 +20,17 @@ pub async fn run(context: &Context, verb: SnapshotVerb) -> Result<Output, CliErr
         SnapshotVerb::Create { names, group, label, protect_until } => {
             create(context, names, group, label, protect_until).await
         }
-        SnapshotVerb::List { volume } => list(context, volume).await,
-        SnapshotVerb::Show { name } => {
+        SnapshotVerb::List { volume, space } => list(context, volume, space).await,
+        SnapshotVerb::Show { name, space } => {
             let r = v1::ShowSnapshotRequest { name: Some(wire(&name)) };
             let control = context.control()?;
             let found = control.call(|mut c| {
                 let r = r.clone();
                 async move { c.show_snapshot(r).await }
             });
-            Ok(shown(&found.await?))
+            let found = found.await?;
+            let takes = takes(&control, std::slice::from_ref(&found), space).await?;
+            Ok(takes.judged(shown(&found, takes.of(&found))))
         }
         SnapshotVerb::Rename { name, to } => rename(context, &name, to).await,
         SnapshotVerb::Delete { names } => delete(context, names).await,
@@ -115,7 +118,18 @@ async fn ask_create(control: &Control, r: v1::CreateSnapshotsRequest) -> Result<
     Ok(made.await?.snapshots)
 }
 
-async fn list(context: &Context, volume: Option<String>) -> Result<Output, CliError> {
+/// What these take, if that was asked for.
+async fn takes(control: &Control, all: &[v1::Snapshot], asked: WithSpace) -> Result<Takes, CliError> {
+    let mut volumes: Vec<&str> = all.iter().filter_map(|s| Some(s.name.as_ref()?.volume.as_str())).collect();
+    volumes.dedup();
+    let mut takes = Takes::default();
+    for volume in volumes.into_iter().filter(|_| asked.space) {
+        takes.add(&space::measure(control, volume, Duration::from_secs(asked.timeout)).await?);
+    }
+    Ok(takes)
+}
+
+async fn list(context: &Context, volume: Option<String>, space: WithSpace) -> Result<Output, CliError> {
     let r = v1::ListSnapshotsRequest { volume: volume.unwrap_or_default() };
     let control = context.control()?;
     let found = control.call(|mut c| {
@@ -123,22 +137,26 @@ async fn list(context: &Context, volume: Option<String>) -> Result<Output, CliEr
         async move { c.list_snapshots(r).await }
     });
     let snapshots = found.await?.snapshots;
-    let mut table = Table::new(&["snapshot", "size", "made", "group", "protected", "labels"]);
+    let takes = takes(&control, &snapshots, space).await?;
+    let mut heads = vec!["snapshot", "size"];
+    if space.space {
+        heads.extend(["exclusive", "shared", "frees"]);
+    }
+    heads.extend(["made", "group", "protected", "labels"]);
+    let mut table = Table::new(&heads);
     for s in &snapshots {
         let made = if s.sealed { ago(s.created_ms) } else { "being made".into() };
         let or_none = |text: String| if text.is_empty() { "-".to_owned() } else { text };
         let group = if s.group == 0 { String::new() } else { s.group.to_string() };
-        table.row(vec![
-            full(s),
-            bytes(s.size),
-            made,
-            or_none(group),
-            or_none(protection(s)),
-            or_none(label_text(s)),
-        ]);
+        let mut cells = vec![full(s), bytes(s.size)];
+        if space.space {
+            cells.extend(space::cells(takes.of(s)));
+        }
+        cells.extend([made, or_none(group), or_none(protection(s)), or_none(label_text(s))]);
+        table.row(cells);
     }
-    let all: Vec<Value> = snapshots.iter().map(snapshot_json).collect();
-    Ok(Output::new("snapshot.list/1", json!({"snapshots": all}), table.text()))
+    let all: Vec<Value> = snapshots.iter().map(|s| with_space(snapshot_json(s), takes.of(s))).collect();
+    Ok(takes.judged(Output::new("snapshot.list/1", json!({"snapshots": all}), table.text())))
 }
 
 fn protection(s: &v1::Snapshot) -> String {
@@ -162,7 +180,14 @@ fn snapshot_json(s: &v1::Snapshot) -> Value {
     })
 }
 
-fn shown(s: &v1::Snapshot) -> Output {
+fn with_space(mut snapshot: Value, takes: Option<&v1::SnapshotSpace>) -> Value {
+    if let Some(takes) = takes {
+        snapshot["space"] = space::figures(takes);
+    }
+    snapshot
+}
+
+fn shown(s: &v1::Snapshot, takes: Option<&v1::SnapshotSpace>) -> Output {
     let mut text = format!("snapshot  {}\n", full(s));
     let mut line = |head: &str, value: String| {
         if !value.is_empty() {
@@ -172,6 +197,7 @@ fn shown(s: &v1::Snapshot) -> Output {
     line("state", if s.sealed { "sealed".into() } else { "being made".into() });
     line("made", format!("{} ({})", show_date(s.created_ms), ago(s.created_ms)));
     line("size", bytes(s.size));
+    line("space", takes.map_or_else(String::new, space::sentence));
     line("protected", protection(s));
     line("labels", label_text(s));
     line("group", if s.group == 0 { String::new() } else { s.group.to_string() });
@@ -181,8 +207,7 @@ fn shown(s: &v1::Snapshot) -> Output {
     let told =
         if s.unconfirmed == 0 { String::new() } else { format!("{} have not confirmed", s.unconfirmed) };
     line("drives", told);
-    let Value::Object(json) = snapshot_json(s) else { unreachable!("made as an object") };
-    Output::new("snapshot.show/1", Value::Object(json), text)
+    Output::new("snapshot.show/1", with_space(snapshot_json(s), takes), text)
 }
 
 async fn rename(context: &Context, name: &SnapshotName, to: String) -> Result<Output, CliError> {
@@ -301,7 +326,7 @@ mod tests {
             labels: vec![v1::Label { key: "app".into(), value: "db".into() }],
             ..Default::default()
         };
-        let output = shown(&s);
+        let output = shown(&s, None);
         for line in [
             "snapshot  v@a\n",
             "made      2000-02-29 (",

@@ -70,6 +70,9 @@ pub async fn run(context: &Context, verb: VolumeVerb) -> Result<Output, CliError
         }
         VolumeVerb::Restore { name, to } => trash::restore(context, name, to).await,
         VolumeVerb::Purge { name } => trash::purge(context, name).await,
+        VolumeVerb::Space { name, timeout } => {
+            super::space::run(context, &name, Duration::from_secs(timeout)).await
+        }
         VolumeVerb::Verify { name, timeout, socket } => {
             verify(context, &name, Duration::from_secs(timeout), &socket).await
         }

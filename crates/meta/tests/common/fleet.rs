@@ -10,6 +10,7 @@ use proto::control::{
     Attached, ChangeCause, ChunkChange, DriveStatus, JobStatus, JobTrouble, MetaAnswer, MetaRefusal,
     MetaRequest, SessionKind, SessionState, SessionStatus, VolumeRef, WatchUpdate,
 };
+use proto::space::Measure;
 use proto::{
     BranchId, BranchViews, ChunkIndex, ClusterId, Configuration, DriveId, Epoch, JobId, KeepList, LogIndex,
     MemberState, NodeId, OpenId, Place, ProcessNumber, RequestId, Span, Time,
@@ -83,6 +84,8 @@ pub struct Fleet {
     pub trouble: Option<JobTrouble>,
     /// The nodes' clocks are behind the leader's by so much.
     pub behind_ms: u64,
+    /// What nodes were ordered to count, in its order; they do not by themselves.
+    pub measures: Vec<(NodeId, Measure)>,
 }
 
 pub fn drive(n: u32) -> DriveId {
@@ -115,6 +118,7 @@ impl Fleet {
             lists_lost: false,
             trouble: None,
             behind_ms: 0,
+            measures: Vec::new(),
         };
         f.event(ServiceEvent::BecameLeader);
         let init = AdminRequest::ClusterInit { cluster: ClusterId(7), name: "c".into(), token: "t".into() };
@@ -256,6 +260,9 @@ impl Fleet {
     }
 
     fn pushed(&mut self, id: NodeId, update: WatchUpdate) {
+        if let WatchUpdate::Measure(order) = &update {
+            self.measures.push((id, order.clone()));
+        }
         let node = self.nodes.get_mut(&id).expect("pushed to a known node");
         match &update {
             WatchUpdate::Appointed(branches) => node.appointed = branches.iter().copied().collect(),

@@ -6,6 +6,7 @@ use super::members::Members;
 use super::node::gone;
 use super::policies;
 use super::snapshots;
+use super::space;
 use crate::core::{Core, wall_ms};
 use crate::random;
 use api::v1::cluster_service_server::ClusterService;
@@ -437,6 +438,16 @@ impl ClusterService for ClusterRpc {
         // Not kept: a repeat gives the order again, and the node knows it by its id.
         match self.ask(&[], AdminRequest::VolumeVerify { name: r.name, request: id }).await? {
             AdminAnswer::Verifying { node } => Ok(Response::new(v1::VolumeVerifying { node: node.0 })),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn measure_volume(&self, request: Request<v1::MeasureVolumeRequest>) -> Answer<v1::VolumeSpace> {
+        let r = request.into_inner();
+        let id = request_id(&r.request)?.ok_or_else(|| Status::invalid_argument("a request id is needed"))?;
+        // Not kept: a repeat asks how far it is.
+        match self.ask(&[], AdminRequest::VolumeSpace { name: r.name, request: id }).await? {
+            AdminAnswer::Space(view) => Ok(Response::new(space::space(*view))),
             other => Err(unexpected(&other)),
         }
     }

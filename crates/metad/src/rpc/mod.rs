@@ -9,3 +9,4 @@ mod policies;
 pub mod quorum;
 pub mod raft;
 mod snapshots;
+mod space;

@@ -28,7 +28,8 @@ fn sender(request: &MetaRequest) -> NodeId {
     match request {
         MetaRequest::Heartbeat { node, .. }
         | MetaRequest::Attach { node, .. }
-        | MetaRequest::DriveOpened { node, .. } => *node,
+        | MetaRequest::DriveOpened { node, .. }
+        | MetaRequest::Measured { node, .. } => *node,
         MetaRequest::Detach { .. }
         | MetaRequest::Propose { .. }
         | MetaRequest::Chunks { .. }

@@ -6,6 +6,7 @@ use proto::control::{
     WatchUpdate,
 };
 use proto::limits::NODE_DEAD;
+use proto::space::Measured;
 use proto::{
     BranchId, BranchViews, ChunkIndex, ConfigNumber, Configuration, DriveId, Epoch, Generation, Geometry,
     Incarnation, KeepList, Level, ListIndex, Member, MemberState, NodeId, Place, ProcessNumber, RequestId,
@@ -53,6 +54,8 @@ pub struct Metad {
     pub deleted: Vec<HeldReplica>,
     /// Keep-lists that they say are on the drive.
     pub kept: Vec<(DriveId, BranchId, proto::ListIndex)>,
+    /// What they counted.
+    pub measured: Vec<(NodeId, Measured)>,
 }
 
 impl Metad {
@@ -72,6 +75,7 @@ impl Metad {
             detached_cleanly: 0,
             deleted: vec![],
             kept: vec![],
+            measured: vec![],
         }
     }
     /// A volume of some chunks of 16 MiB on these nodes, made by a maintenance session on the first.
@@ -242,6 +246,7 @@ impl Metad {
                 self.of_snapshots(request)
             }
             MetaRequest::Volumes { .. } => MetaAnswer::Volumes(vec![]),
+            MetaRequest::Measured { measured, .. } => self.counted(from, measured),
             MetaRequest::Cut { .. } => unreachable!("no job is ordered here"),
         }
     }
@@ -260,6 +265,10 @@ impl Metad {
     ) -> MetaAnswer {
         self.deleted.extend(deleted);
         self.kept.extend(kept);
+        MetaAnswer::Ok
+    }
+    fn counted(&mut self, from: NodeId, measured: Measured) -> MetaAnswer {
+        self.measured.push((from, measured));
         MetaAnswer::Ok
     }
     fn of_snapshots(&mut self, request: MetaRequest) -> MetaAnswer {

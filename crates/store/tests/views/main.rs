@@ -157,6 +157,19 @@ fn counted(b: &Bench, kept: &[u32]) -> Usage {
     usage
 }
 
+/// Usage by these views, whatever list the drive has, a few physical extents at a time.
+fn tallied(b: &Bench, kept: &[u32], slice: usize) -> Usage {
+    let kept: Generations = kept.iter().map(|n| g(*n)).collect();
+    let mut tally = store::Tally::new(&kept, true);
+    let mut from = Some(0);
+    while let Some(extent) = from {
+        let replica = (bench::BRANCH, bench::CHUNK, bench::INCARNATION);
+        from = b.store.tally(replica, extent, &mut slice.clone(), &mut tally).unwrap();
+        assert!(from.is_none_or(|next| next > extent), "it goes on");
+    }
+    tally.usage()
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 150, ..ProptestConfig::default() })]
 
@@ -213,6 +226,8 @@ proptest! {
         for s in [&mut source, &mut target] {
             s.durable(h.seq);
             let before = all_views(s, &h, parent);
+            // Right before the drive has heard of it.
+            prop_assert_eq!(tallied(s, &h.kept, 1), counted(s, &h.kept));
             s.keep(h.list());
             s.pass(Span::secs(40));
             prop_assert!(s.store.is_at_rest());
@@ -220,6 +235,7 @@ proptest! {
             let Reply::Usage(usage) = s.request(Request::Usage).remove(0) else { panic!() };
             let sealed = s.store.extents(bench::BRANCH, bench::CHUNK);
             prop_assert_eq!(usage.unseen, 0, "{:?} of {:?}", usage, sealed);
+            prop_assert_eq!(&tallied(s, &h.kept, 2), &Usage { index: proto::ListIndex(0), ..usage.clone() });
             prop_assert_eq!(Usage { index: proto::ListIndex(0), ..usage }, counted(s, &h.kept));
             s.restart(power);
             prop_assert_eq!(all_views(s, &h, parent), before);
