@@ -1,7 +1,7 @@
 //! Clones and rollback end to end: what they read, what they take, what they are refused for, and how long they need.
 
 use crate::cluster::{Cluster, replicas};
-use crate::{build, load, space, tools};
+use crate::{build, load, tools};
 use anyhow::{Context, Result, bail};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -112,7 +112,6 @@ pub fn made(bins: &Path) -> Result<()> {
     chains(&s, &own)?;
     rolled_back(&s)?;
     many(&s, MANY_WITHIN)?;
-    space::exact(&s.c)?;
     node_lost(&s, &own)
 }
 

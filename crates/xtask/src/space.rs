@@ -5,6 +5,7 @@ use crate::cluster::Cluster;
 use crate::load;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 const EXTENT: u64 = 64 << 10;
@@ -98,8 +99,8 @@ fn freed(c: &Cluster, volume: &str) -> Result<()> {
     Ok(())
 }
 
-/// On a cluster of three nodes, all well.
-pub fn exact(c: &Cluster) -> Result<()> {
+pub fn exact(bins: &Path) -> Result<()> {
+    let c = &Cluster::up(bins, 3, "512MiB", &[])?;
     c.ctl(&["volume", "create", VOLUME, "--size", "64MiB"])?;
     c.wait(VOLUME, "healthy", 60)?;
     is(c, "new", (0, 0), &[], 0)?;

@@ -2,7 +2,7 @@
 //! target folder and temporary folders of its own.
 
 use crate::steps::{Outcome, Steps};
-use crate::{build, clones, e2e, operator, purity, sim, streams, tools, trash};
+use crate::{build, clones, e2e, operator, purity, sim, space, streams, tools, trash};
 use anyhow::{Result, bail};
 
 pub fn run(args: &[&str]) -> Result<()> {
@@ -74,6 +74,7 @@ fn end_to_end(s: &mut Steps, missing: Option<&str>) {
     });
     s.step("end to end: snapshots as streams", || streams::moved(&bins).map(|()| Outcome::Passed));
     s.step("end to end: clones and rollback", || clones::made(&bins).map(|()| with_clients(missing)));
+    s.step("end to end: space of volumes and snapshots", || space::exact(&bins).map(|()| Outcome::Passed));
     s.step("end to end: deleted volumes rest", || trash::rested(&bins).map(|()| Outcome::Passed));
     s.step("end to end: snapshots by schedule", || trash::scheduled(&bins).map(|()| Outcome::Passed));
     s.step("end to end: what an operator is told", || operator::told(&bins).map(|()| Outcome::Passed));
