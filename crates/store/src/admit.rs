@@ -133,7 +133,7 @@ impl Store {
             return Err(Refusal::BadChecksum);
         }
         let last = end.div_ceil(BLOCKS_PER_EXTENT);
-        Ok(Hold { replica, first: record.range.extent(), end: last, id: 0 })
+        Ok(Hold { replica, first: record.range.extent(), end: last, id: 0, drops: None })
     }
 
     fn admit_write(
@@ -380,7 +380,7 @@ impl Store {
             return Err(Refusal::OldAttempt);
         }
         let incarnation = r.record.incarnation;
-        let want = Hold { replica, first: pull.extent, end: pull.extent + 1, id: 0 };
+        let want = Hold { replica, first: pull.extent, end: pull.extent + 1, id: 0, drops: None };
         if self.intake.conflicts(&want, usize::MAX) {
             let period = self.intake.enter();
             self.intake.blocked.push_back((Blocked::Pull(pull), want, period));

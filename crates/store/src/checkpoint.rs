@@ -470,14 +470,15 @@ impl Store {
     pub(crate) fn push_drop(&mut self, key: &ExtentKey, replica: u32, extents: &[u32], then: Then) -> bool {
         let first = *extents.iter().min().expect("not empty");
         let end = extents.iter().max().expect("not empty") + 1;
-        if self.intake.conflicts(&Hold { replica, first, end, id: 0 }, usize::MAX) {
+        let want = Hold { replica, first, end, id: 0, drops: Some(key.generation) };
+        if self.intake.conflicts(&want, usize::MAX) {
             return false;
         }
         let mut bits = [0u32; 16];
         for at in extents.iter().map(|e| e - first) {
             bits[(at / 32) as usize] |= 1 << (at % 32);
         }
-        let hold = self.intake.hold(replica, first, end);
+        let hold = self.intake.hold_as(want);
         let period = self.intake.enter();
         self.intake.waiting.push_back(Op {
             raw: drop_extents(&ExtentKey { extent: first, ..*key }, &bits),

@@ -7,7 +7,7 @@ use crate::event::{Pull, Source};
 use crate::op::Op;
 use crate::table::Px;
 use proto::message::RequestFrame;
-use proto::{BranchId, Map, Version};
+use proto::{BranchId, Generation, Map, Version};
 use slab::Slab;
 use std::collections::VecDeque;
 
@@ -27,6 +27,8 @@ pub(crate) struct Hold {
     pub end: u32,
     /// What names it; 0 for a wish.
     pub id: u64,
+    /// It frees homes of this generation: those of another one can be freed beside it.
+    pub drops: Option<Generation>,
 }
 
 /// Waits for a hold.
@@ -122,12 +124,17 @@ impl Intake {
         if self.holds.is_empty() && self.blocked.is_empty() {
             return false;
         }
-        let meets = |h: &Hold| h.replica == want.replica && h.first < want.end && want.first < h.end;
+        let apart = |h: &Hold| h.drops.zip(want.drops).is_some_and(|(a, b)| a != b);
+        let meets =
+            |h: &Hold| h.replica == want.replica && h.first < want.end && want.first < h.end && !apart(h);
         self.holds.iter().any(meets) || self.blocked.iter().take(before).any(|b| meets(&b.1))
     }
     pub fn hold(&mut self, replica: u32, first: u32, end: u32) -> u64 {
+        self.hold_as(Hold { replica, first, end, id: 0, drops: None })
+    }
+    pub fn hold_as(&mut self, want: Hold) -> u64 {
         self.next_hold += 1;
-        self.holds.push(Hold { replica, first, end, id: self.next_hold });
+        self.holds.push(Hold { id: self.next_hold, ..want });
         self.next_hold
     }
     pub fn release(&mut self, id: u64) {

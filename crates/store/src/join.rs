@@ -100,7 +100,7 @@ impl Store {
             let usage = disk.table.get(px).usage;
             matches!(usage, Use::Owned | Use::Fresh) && !self.intake.users.contains_key(&px)
         };
-        let want = Hold { replica, first: extent, end: extent + 1, id: 0 };
+        let want = Hold { replica, first: extent, end: extent + 1, id: 0, drops: None };
         let free = quiet(pair.into) && (pair.home == NONE || quiet(pair.home));
         if !free || self.intake.conflicts(&want, usize::MAX) {
             return false;

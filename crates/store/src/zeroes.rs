@@ -288,7 +288,7 @@ impl Store {
     pub(crate) fn convert(&mut self, key: &ExtentKey, replica: u32, extents: &[u32]) -> bool {
         let first = *extents.iter().min().expect("not empty");
         let end = extents.iter().max().expect("not empty") + 1;
-        let want = Hold { replica, first, end, id: 0 };
+        let want = Hold { replica, first, end, id: 0, drops: None };
         if self.intake.conflicts(&want, usize::MAX) || !self.may_set(replica, key.generation, extents) {
             return false;
         }

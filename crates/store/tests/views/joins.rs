@@ -208,3 +208,18 @@ fn what_no_view_tells_apart_is_joined_and_listings_stay_equal() {
     a.restart(true);
     assert_eq!((a.look(View::Head, true), a.at(3, true)), (b.look(View::Head, true), b.at(3, true)));
 }
+
+#[test]
+fn what_many_snapshots_alone_had_of_one_extent_goes_at_once() {
+    let mut b = Bench::sized(160 << 20, false);
+    for n in 1..=60 {
+        b.write(n, u64::from(n), 0, &[u64::from(n) + 100; 16]);
+    }
+    drain(&mut b);
+    assert_eq!(homes(&b).len(), 60);
+    let index = b.index();
+    b.keep(list(index, 60, 60, &[]));
+    b.pass(Span::millis(200));
+    // one drop after the other, with a pause between them, would have taken more than a second
+    assert_eq!(homes(&b), [(0, g(60))]);
+}
