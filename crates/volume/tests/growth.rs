@@ -135,6 +135,35 @@ fn a_drive_that_does_not_answer_is_placed_around() {
     assert_eq!(w.metad.failed_at_creation, [DriveId(50)]);
 }
 
+/// metad's answer names all chunks since the growth began: what is in force may have a resync under way.
+#[test]
+fn what_is_in_force_is_not_taken_up_again() {
+    let mut w = served(5);
+    let t = write(&mut w, 1, 11);
+    must(&mut w, t);
+    let to = order(&mut w, 1, &[3, 4, 5]);
+    tell(&mut w, to);
+    w.held = |r| matches!(r, control::MetaRequest::Created { .. });
+    let (h, token, request) = w.take_held();
+    w.metad.chunks[0].members[2].state = MemberState::Stale;
+    w.metad.chunks[0].number = ConfigNumber(2);
+    w.event(h, Event::ChunksChanged { chunks: vec![ChunkIndex(0)] });
+    let begun = |w: &World| w.hosts[0].notices.iter().any(|n| matches!(n, Notice::ResyncStarted { .. }));
+    for _ in 0..2000 {
+        if begun(&w) {
+            break;
+        }
+        w.calm(1);
+    }
+    assert!(begun(&w), "{}", w.hosts[0].session.explain());
+    let epoch = w.hosts[h].epoch;
+    let answer = w.metad.apply(epoch, &request);
+    w.event(h, Event::Meta { token, answer });
+    grown(&mut w, 2 * CHUNK);
+    w.calm(400);
+    assert_eq!(w.metad.chunks[0].in_sync_count(), 3);
+}
+
 #[test]
 fn a_session_that_opens_meanwhile_serves_what_is_made_and_makes_the_rest() {
     let mut w = served(4);
