@@ -327,8 +327,10 @@ fn view(state: &MetaState, volume: VolumeId, m: Option<&Measurement>) -> SpaceVi
         v.unseen += bytes(c.views.unseen);
         v.taken_all += bytes(c.taken);
         v.unseen_all += bytes(c.unseen);
-        let one = |g| view_space(state, volume, (c.branch, g), c.views.view(g));
-        v.views.extend(c.kept.iter().map(one));
+        if v.finished {
+            let one = |g| view_space(state, volume, (c.branch, g), c.views.view(g));
+            v.views.extend(c.kept.iter().map(one));
+        }
     }
     v
 }

@@ -206,7 +206,7 @@ pub struct SpaceView {
     pub replicas_missing: u64,
     /// By the volume as it is now.
     pub head: ViewBytes,
-    /// By its snapshots, and what clones need; those of older branches first, then the oldest.
+    /// By its snapshots, and what clones need; those of older branches first, then the oldest. When it is finished.
     pub views: Vec<ViewSpace>,
     /// One copy: all that it takes; of that seen by nobody, and not freed yet.
     pub taken: u64,
