@@ -372,6 +372,7 @@ impl<C: Core> Shard<C> {
                 Effect::ExportOpened { export, info } => self.exports.opened(export, info),
                 Effect::ExportRefused { export, error } => self.exports.refused(export, &error),
                 Effect::ExportResized { export, geometry } => self.exports.resized(export, geometry),
+                Effect::ExportReconnect { export } => self.exports.reconnect(export),
                 Effect::ExportClosed { export } => self.exports.closed(&mut self.ring, export),
                 Effect::ExportBroken { export } => self.exports.broken(export),
                 Effect::Complete { ticket, result, .. } => self.exports.complete(now, ticket, result),

@@ -10,6 +10,13 @@ use schedule::Retention;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
+/// A volume may get smaller.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Shrink {
+    /// Whatever is written beyond the new end is given up.
+    pub discard: bool,
+}
+
 /// Reads too: the edge hands a read on only after it made sure that this metad is the leader and has
 /// applied everything committed.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -99,6 +106,12 @@ pub enum AdminRequest {
     VolumeResize {
         name: String,
         size: u64,
+        /// It may get smaller: by a job.
+        shrink: Option<Shrink>,
+    },
+    /// Let its clients connect anew, to learn its size; only as soon as its session knows that.
+    VolumeReconnect {
+        name: String,
     },
     VolumeRename {
         name: String,

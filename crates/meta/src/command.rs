@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Newest version of the encoding of commands.
-pub const COMMAND_FORMAT: u8 = 8;
+pub const COMMAND_FORMAT: u8 = 9;
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Command {
@@ -406,6 +406,24 @@ pub enum Op {
         item: SnapshotItem,
         slot_ms: u64,
     },
+
+    // Format 9. Shrinking.
+    VolumeShrink {
+        volume: VolumeId,
+        /// The branch that the proposer saw the volume point at.
+        branch: BranchId,
+        from: u64,
+        to: u64,
+        discard: bool,
+    },
+    /// The session of this epoch has made sure that nothing is beyond the new end; or something is written there, up to
+    /// this byte.
+    Shrunk {
+        branch: BranchId,
+        epoch: Epoch,
+        job: JobId,
+        written: Option<u64>,
+    },
 }
 
 impl Op {
@@ -434,6 +452,7 @@ impl Op {
             | Op::PolicyDetach { .. }
             | Op::QuotaSet { .. }
             | Op::PolicyRun { .. } => 7,
+            Op::VolumeShrink { .. } | Op::Shrunk { .. } => 9,
             _ => 1,
         }
     }

@@ -70,6 +70,7 @@ pub enum EventKind {
     PolicyDetached { policy: String, name: String },
     PolicyPruned { names: Vec<String> },
     QuotaSet { name: String, most: Option<u32> },
+    Shrinking { name: String, from: u64, to: u64, discard: bool },
 }
 
 impl EventKind {
@@ -119,6 +120,7 @@ impl EventKind {
             EventKind::PolicyDetached { .. } => "PolicyDetached",
             EventKind::PolicyPruned { .. } => "PolicyPruned",
             EventKind::QuotaSet { .. } => "QuotaSet",
+            EventKind::Shrinking { .. } => "Shrinking",
         }
     }
 
@@ -131,6 +133,7 @@ impl EventKind {
             | EventKind::Released { .. }
             | EventKind::SealCalledOff { .. }
             | EventKind::SnapshotProtected { forced: Some(_), .. }
+            | EventKind::Shrinking { discard: true, .. }
             | EventKind::PlacedAround { .. } => Severity::Warning,
             EventKind::Stale { cause, .. } if *cause != ChangeCause::Withdrawn => Severity::Warning,
             EventKind::VolumeDeleted { forced: Some(_), .. } | EventKind::Attached { forced: true, .. } => {
@@ -183,7 +186,13 @@ impl fmt::Display for EventKind {
             }
             EventKind::VolumeRenamed { from, to } => write!(f, "volume {from} is now {to}"),
             EventKind::VolumeResized { name, from, to } => {
-                write!(f, "volume {name} grows from {from} to {to}")
+                let how = if to > from { "grows" } else { "has shrunk" };
+                write!(f, "volume {name} {how} from {from} to {to}")
+            }
+            EventKind::Shrinking { name, from, to, discard } => {
+                let what =
+                    if *discard { ", whatever is written there" } else { ", if nothing is written there" };
+                write!(f, "volume {name} is to shrink from {from} to {to}{what}")
             }
             EventKind::VolumeClass { name } => write!(f, "volume {name} has another class"),
             EventKind::Attached { name, node, epoch, kind, forced } => {

@@ -1,9 +1,11 @@
-//! Jobs: work that takes its time, that an operator can look at and call off. So far one kind: `flatten`.
+//! Jobs: work that takes its time, that an operator can look at and call off: here `flatten`; `shrink` has a room of its own.
 //!
 //! A row stands for the order and its end. How far the work is only the session knows that does it; nothing of that must
 //! last. Invariants: a branch has one running job at most; a running flatten's branch has a volume, and is tied.
 
 use crate::admin::AdminAnswer;
+use crate::answer::Answer;
+use crate::command::Op;
 use crate::event::EventKind;
 use crate::model::{Job, JobKind, JobState};
 use crate::refusal::{AdminRefusal, Noun};
@@ -19,6 +21,21 @@ const ENDED_MAX: usize = 256;
 type Decision = Result<AdminAnswer, AdminRefusal>;
 
 impl MetaState {
+    pub(crate) fn perform_job(&mut self, at: u64, op: &Op) -> Answer {
+        match op {
+            Op::Flatten { volume, branch } => Answer::Admin(self.apply_flatten(at, *volume, *branch)),
+            Op::JobCancel { job } => Answer::Admin(self.apply_job_cancel(at, *job)),
+            Op::Cut { branch, epoch, job } => Answer::Node(self.apply_cut(at, *branch, *epoch, *job)),
+            Op::VolumeShrink { volume, branch, from, to, discard } => {
+                Answer::Admin(self.apply_volume_shrink(at, *volume, *branch, (*from, *to), *discard))
+            }
+            Op::Shrunk { branch, epoch, job, written } => {
+                Answer::Node(self.apply_shrunk(at, *branch, *epoch, *job, *written))
+            }
+            _ => unreachable!("perform sends only jobs' commands here"),
+        }
+    }
+
     /// A clone is to stand by itself. Asked for twice it is one job.
     pub(crate) fn apply_flatten(&mut self, at: u64, volume: VolumeId, branch: BranchId) -> Decision {
         let row = self.volumes.get(&volume);
@@ -29,22 +46,27 @@ impl MetaState {
             return Err(AdminRefusal::Changed { name });
         }
         if let Some(job) = self.index.jobs.get(&branch) {
-            return Ok(AdminAnswer::JobStarted { job: *job });
+            let same = self.jobs[job].kind == JobKind::Flatten;
+            return if same { Ok(AdminAnswer::JobStarted { job: *job }) } else { Err(self.job_runs(*job)) };
         }
         let row = &self.branches[&branch];
         if row.tie().is_none() {
             return Err(AdminRefusal::NotAClone { name });
         }
+        let job = self.start_job(at, branch, name, JobKind::Flatten);
+        Ok(AdminAnswer::JobStarted { job })
+    }
+
+    pub(crate) fn start_job(&mut self, at: u64, branch: BranchId, name: String, kind: JobKind) -> JobId {
         self.head.last_job += 1;
         let job = JobId(self.head.last_job);
-        let kind = JobKind::Flatten;
         let row = Job { kind, branch, name, state: JobState::Running, started_ms: at, ended_ms: 0 };
         self.jobs.insert(job, row);
         self.index.jobs.insert(branch, job);
         self.mark(Key::Job(job));
         self.touch(Touch::Job(branch));
         self.touch(Touch::Branch(branch));
-        Ok(AdminAnswer::JobStarted { job })
+        job
     }
 
     pub(crate) fn apply_job_cancel(&mut self, at: u64, job: JobId) -> Decision {

@@ -45,6 +45,7 @@ mod seals;
 pub mod service;
 mod session;
 pub mod settings;
+mod shrink;
 mod snapshot;
 mod space;
 pub mod state;

@@ -228,7 +228,7 @@ impl Service {
                 // It has not heard of the seal; or it has, and hears it once more.
                 self.tell_views(state, branch);
             }
-            if row.is_some_and(|r| !over && r.phase != Phase::Creating && sizes[key] < r.geometry.size) {
+            if row.is_some_and(|r| !over && r.phase != Phase::Creating && sizes[key] != r.geometry.size) {
                 self.tell_size(state, branch);
             }
             if !over && row.is_some() && jobs[key] != state.running_job(branch) {

@@ -224,7 +224,8 @@ pub struct Branch {
     pub placement_first: u32,
     pub epoch: Epoch,
     pub session: Option<Session>,
-    /// The newest guest attach, and the newest one by any other node than that.
+    /// The newest guest attach, and the newest one by any other node than that. Node 0: what a guest had of it before is
+    /// not what is there now (`shrink`).
     pub guests: [Option<(NodeId, Epoch)>; 2],
     /// The last session detached cleanly, or there was none.
     pub clean: bool,
@@ -301,12 +302,15 @@ pub struct Snapshot {
 pub enum JobKind {
     /// A clone is written out, and its tie to the parent cut.
     Flatten,
+    /// The volume gets smaller (bytes). Without `discard` only if nothing is written beyond the new end.
+    Shrink { from: u64, to: u64, discard: bool },
 }
 impl JobKind {
     #[must_use]
     pub fn word(self) -> &'static str {
         match self {
             JobKind::Flatten => "flatten",
+            JobKind::Shrink { .. } => "shrink",
         }
     }
 }
@@ -318,6 +322,10 @@ pub enum JobState {
     Cancelled,
     /// Its volume was deleted or rolled back.
     Void,
+    /// Of a shrink: this byte, the last one, is written, and was not to be discarded.
+    Failed {
+        written: u64,
+    },
 }
 impl JobState {
     #[must_use]
@@ -327,6 +335,7 @@ impl JobState {
             JobState::Done => "done",
             JobState::Cancelled => "cancelled",
             JobState::Void => "void",
+            JobState::Failed { .. } => "failed",
         }
     }
 }

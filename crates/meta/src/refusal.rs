@@ -263,6 +263,17 @@ pub enum AdminRefusal {
         node_name: String,
         epoch: Epoch,
     },
+    /// What it has not written itself is its parent's, also beyond the new end.
+    ShrinkClone {
+        name: String,
+        parent: String,
+    },
+    /// It and this cannot be together.
+    JobRuns {
+        name: String,
+        job: String,
+        kind: String,
+    },
 }
 
 /// Exit codes of `blockctl` (operations.md).
@@ -318,6 +329,8 @@ impl AdminRefusal {
             AdminRefusal::JobOver { .. } => 1503,
             AdminRefusal::RestoreTaken { .. } => 1504,
             AdminRefusal::AmbiguousTrashed { .. } => 1505,
+            AdminRefusal::JobRuns { .. } => 1506,
+            AdminRefusal::ShrinkClone { .. } => 1507,
             AdminRefusal::PolicyConflict { .. } => 1601,
             AdminRefusal::QuotaFull { .. } => 1602,
             AdminRefusal::PolicyInUse { .. } => 1603,
@@ -375,6 +388,8 @@ impl AdminRefusal {
             | AdminRefusal::PolicyInUse { .. }
             | AdminRefusal::NotAClone { .. }
             | AdminRefusal::JobOver { .. }
+            | AdminRefusal::ShrinkClone { .. }
+            | AdminRefusal::JobRuns { .. }
             | AdminRefusal::Shrink { .. } => exit::STATE,
             AdminRefusal::Protected { .. }
             | AdminRefusal::ProtectedLonger { .. }
@@ -485,7 +500,13 @@ impl AdminRefusal {
             }
             AdminRefusal::NotReady { name } => format!("volume \"{name}\" is still being made"),
             AdminRefusal::Shrink { name, size, to } => {
-                format!("volume \"{name}\" has {size} bytes: it cannot get {to}")
+                format!("volume \"{name}\" has {size} bytes: {to} are fewer")
+            }
+            AdminRefusal::ShrinkClone { name, parent } => {
+                format!("volume \"{name}\" reads from {parent}: it cannot get smaller")
+            }
+            AdminRefusal::JobRuns { name, job, kind } => {
+                format!("volume \"{name}\" is worked at by job {job} ({kind})")
             }
             AdminRefusal::Changed { name } => format!("volume \"{name}\" was changed meanwhile"),
             AdminRefusal::TooFewDomains { need, have, .. } => {
@@ -569,7 +590,9 @@ impl AdminRefusal {
             AdminRefusal::BadChunkSize { low, high } => format!("powers of two from {low} to {high} bytes"),
             AdminRefusal::Attached { .. } | AdminRefusal::InUse { .. } => "a guest uses it".into(),
             AdminRefusal::NotReady { .. } => "the records of its chunks are not all on the drives yet".into(),
-            AdminRefusal::Shrink { .. } => "volumes only grow".into(),
+            AdminRefusal::Shrink { .. } => "what lies beyond the new end would be gone".into(),
+            AdminRefusal::ShrinkClone { .. } => "what it has not written is its parent's, beyond the new end too".into(),
+            AdminRefusal::JobRuns { .. } => "what is asked for cannot be until the job has ended".into(),
             AdminRefusal::Changed { .. } => "somebody else gave another order".into(),
             AdminRefusal::TooFewDomains { nodes, full, .. } => {
                 format!("of {nodes} nodes the others are down, drained or have no drive; full drives: {full}")
@@ -686,7 +709,13 @@ impl AdminRefusal {
             }
             AdminRefusal::InUse { node_name, .. } => format!("detach it on {node_name}"),
             AdminRefusal::NotReady { name } => format!("blockctl volume wait {name} --state ready"),
-            AdminRefusal::Shrink { .. } => "make a smaller volume and copy".into(),
+            AdminRefusal::Shrink { name, to, .. } => {
+                format!("if nothing is written beyond: blockctl volume resize {name} --size {to} --force")
+            }
+            AdminRefusal::ShrinkClone { name, .. } => format!("blockctl volume flatten {name} --wait"),
+            AdminRefusal::JobRuns { job, .. } => {
+                format!("blockctl job wait {job}, or: blockctl job cancel {job}")
+            }
             AdminRefusal::Changed { name } => format!("blockctl volume show {name}"),
             AdminRefusal::TooFewDomains { have, .. } => match have {
                 0 => "add nodes and drives: blockctl drive add".into(),

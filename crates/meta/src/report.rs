@@ -1,7 +1,8 @@
 //! Views: functions of the state and of what nodes said last. They decide nothing.
 
 use crate::admin::{AdminAnswer, AdminRequest};
-use crate::model::{Branch, JobState, Phase, SnapshotState};
+use crate::chunks::Chunks;
+use crate::model::{Branch, Job, JobKind, JobState, Phase, SnapshotState};
 use crate::refusal::{AdminRefusal, Noun};
 use crate::requests::{find_node, find_snapshot, find_volume};
 use crate::runs::{policy_names, policy_word};
@@ -137,7 +138,7 @@ impl Service {
         let said = row.and_then(|row| self.session_status(job.branch, row));
         let status = said.and_then(|s| s.job).filter(|s| s.job == id);
         let trouble = match (row, status) {
-            (None, _) => String::new(),
+            (None, _) => ended(job),
             (Some(_), None) => "waits for a session".to_owned(),
             (Some(_), Some(s)) => s.trouble.map_or_else(String::new, |t| trouble(state, job.branch, t)),
         };
@@ -186,7 +187,8 @@ impl Service {
             name: volume.name.clone(),
             size: row.geometry.size,
             chunk_bytes: row.geometry.chunk_bytes(),
-            chunks: row.geometry.chunks(),
+            // Also those beyond its end, where it was larger once: they are healed as the others.
+            chunks: state.chunks(volume.branch).map_or(0, Chunks::count),
             class: row.class,
             phase: row.phase,
             created_ms: volume.created_ms,
@@ -375,6 +377,16 @@ fn is_reached(state: &MetaState, name: &str, wanted: WaitFor) -> Result<bool, Ad
         WaitFor::Detached => row.guest().is_none(),
         WaitFor::Deleted => false,
     })
+}
+
+/// Why a job has come to nothing, and what would help.
+fn ended(job: &Job) -> String {
+    match (job.state, job.kind) {
+        (JobState::Failed { written }, JobKind::Shrink { to, .. }) => format!(
+            "byte {written} is written, and lies beyond the new end {to}: nothing was changed; move it, or --discard what is there"
+        ),
+        _ => String::new(),
+    }
 }
 
 /// Why a job does not go on, and what would help.

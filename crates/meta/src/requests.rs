@@ -1,7 +1,8 @@
 //! What nodes and operators ask: answered from the state, or turned into a command.
 
-use crate::admin::{AdminAnswer, AdminRequest, SnapshotName};
+use crate::admin::{AdminAnswer, AdminRequest, Shrink, SnapshotName};
 use crate::answer::Answer;
+use crate::chunks::Chunks;
 use crate::command::{Op, Plan, Replacement};
 use crate::model::{Class, Phase};
 use crate::name::{check_chunk_shift, check_copies, check_name, check_size};
@@ -50,13 +51,9 @@ impl Service {
                 self.propose_for_node(token, None, Op::Propose { branch, epoch, changes });
             }
             MetaRequest::Chunks { branch, chunks, .. } => {
-                let answer = state.present(branch, chunks);
-                self.answer_node(token, answer);
+                self.answer_node(token, state.present(branch, chunks));
             }
-            MetaRequest::Views { branch, .. } => {
-                let answer = state.present_views(branch);
-                self.answer_node(token, answer);
-            }
+            MetaRequest::Views { branch, .. } => self.answer_node(token, state.present_views(branch)),
             MetaRequest::Sealed { branch, epoch, generation } => {
                 self.propose_for_node(token, None, Op::Sealed { branch, epoch, generation });
             }
@@ -67,6 +64,9 @@ impl Service {
             MetaRequest::Kept { .. } => self.answer_node(token, MetaAnswer::Ok),
             MetaRequest::Cut { branch, epoch, job } => {
                 self.propose_for_node(token, None, Op::Cut { branch, epoch, job });
+            }
+            MetaRequest::Shrunk { branch, epoch, job, written } => {
+                self.propose_for_node(token, None, Op::Shrunk { branch, epoch, job, written });
             }
             MetaRequest::Snapshot { volume, snapshot } => {
                 let answer = state.find_snapshot(&volume, &snapshot);
@@ -208,7 +208,9 @@ impl Service {
                 let chunk_shift = chunk_shift.unwrap_or(CHUNK_SHIFT_DEFAULT);
                 command(self.create(state, name, Geometry { size, chunk_shift }, class, prefer)?)
             }
-            AdminRequest::VolumeResize { name, size } => command(self.resize(state, &name, size)?),
+            AdminRequest::VolumeResize { name, size, shrink } => {
+                command(self.resize(state, &name, size, shrink)?)
+            }
             AdminRequest::VolumeRename { name, to } => {
                 check_name(&to)?;
                 command(Op::VolumeRename { volume: find_volume(state, &name)?, from: name, to })
@@ -225,6 +227,9 @@ impl Service {
                 command(Op::Flatten { volume, branch: state.volumes()[&volume].branch })
             }
             AdminRequest::JobCancel { job } => command(Op::JobCancel { job }),
+            AdminRequest::VolumeReconnect { name } => {
+                self.reconnect(state, &name).map(|said| Decided::Answer(AdminAnswer::Waited(said)))
+            }
             AdminRequest::VolumeVerify { name, request } => {
                 self.verify(state, &name, request).map(Decided::Answer)
             }
@@ -266,17 +271,29 @@ impl Service {
         Ok(Op::VolumeCreate { name, geometry, class, plan })
     }
 
-    fn resize(&self, state: &MetaState, name: &str, size: u64) -> Result<Op, AdminRefusal> {
+    fn resize(
+        &self,
+        state: &MetaState,
+        name: &str,
+        size: u64,
+        shrink: Option<Shrink>,
+    ) -> Result<Op, AdminRefusal> {
         check_size(size)?;
         let volume = find_volume(state, name)?;
-        let row = &state.branches()[&state.volumes()[&volume].branch];
+        let branch = state.volumes()[&volume].branch;
+        let row = &state.branches()[&branch];
+        let from = row.geometry.size;
+        if let Some(Shrink { discard }) = shrink.filter(|_| size < from) {
+            return Ok(Op::VolumeShrink { volume, branch, from, to: size, discard });
+        }
         let geometry = Geometry { size, ..row.geometry };
-        let added = geometry.chunks().saturating_sub(row.geometry.chunks());
+        let there = state.chunks(branch).map_or(0, Chunks::count);
+        let added = geometry.chunks().saturating_sub(there);
         let plan = match added {
             0 => Plan::default(),
             n => self.plan(state, row.class.copies, n, geometry.chunk_shift, None)?,
         };
-        Ok(Op::VolumeResize { volume, from: row.geometry.size, to: size, plan })
+        Ok(Op::VolumeResize { volume, from, to: size, plan })
     }
 
     fn plan(
@@ -291,6 +308,20 @@ impl Service {
         let taking = candidates.len();
         let plan = Placer::new(candidates).plan(copies, chunks, 1 << chunk_shift, prefer);
         plan.map_err(|few| too_few(state, copies, few, taking))
+    }
+
+    /// Whether the order could be given, or there is nobody to give it to. Before that the session must know the size.
+    fn reconnect(&mut self, state: &MetaState, name: &str) -> Result<bool, AdminRefusal> {
+        let volume = find_volume(state, name)?;
+        let branch = state.volumes()[&volume].branch;
+        let row = &state.branches()[&branch];
+        let Some(session) = row.guest() else { return Ok(true) };
+        let knows = self.session_status(branch, row).is_some_and(|s| s.size == row.geometry.size);
+        if !knows || !self.watch.is_watched(session.node) {
+            return Ok(false);
+        }
+        self.push(session.node, WatchUpdate::Reconnect { branch });
+        Ok(true)
     }
 
     /// The order goes to whoever holds the session; without one the planner appoints one first.

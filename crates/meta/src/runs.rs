@@ -74,7 +74,7 @@ impl Service {
     fn run(&mut self, state: &MetaState, (volume, id): Use, policy: &Policy, slot_ms: u64) {
         let branch = state.volumes()[&volume].branch;
         let row = &state.branches()[&branch];
-        if row.phase == Phase::Creating || row.sealing.is_some() {
+        if row.phase == Phase::Creating || row.sealing.is_some() || state.shrinking(branch).is_some() {
             return;
         }
         let name = run_name(&policy.name, slot_ms);

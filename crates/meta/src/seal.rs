@@ -123,6 +123,7 @@ impl MetaState {
         if row.sealing.is_some() {
             return Err(AdminRefusal::SealBusy { name: name() });
         }
+        self.not_while_shrinking(item.branch)?;
         let many = self.snapshots_of(item.volume).count() >= SNAPSHOTS_MAX;
         if many || row.generation.0 == u32::MAX {
             return Err(AdminRefusal::TooManySnapshots { name: name(), most: SNAPSHOTS_MAX as u64 });

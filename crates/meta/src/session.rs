@@ -84,6 +84,9 @@ impl MetaState {
         if let Some((node, epoch)) = row.superseded(o.node, o.after) {
             return refused(MetaRefusal::Superseded { epoch, node });
         }
+        if let Some(job) = self.shrinking(branch).filter(|_| o.kind == SessionKind::Guest) {
+            return refused(MetaRefusal::Shrinking { job });
+        }
         match o.kind {
             SessionKind::Guest if row.phase == Phase::Creating => return refused(MetaRefusal::NotReady),
             SessionKind::Maintenance if row.appointed != Some(o.node) => {
@@ -113,6 +116,9 @@ impl MetaState {
         );
         if o.kind == SessionKind::Guest {
             self.set_appointed(branch, None);
+        }
+        if self.discards(branch) {
+            self.nobody_goes_on(branch);
         }
         self.learn_process(o.node, o.process);
         if let Some(old) = displaced.filter(|s| s.node != o.node) {
@@ -166,7 +172,7 @@ impl MetaState {
             views: self.views(branch)?,
             parents: self.levels_below(branch),
             origin: row.parent.map(|l| (l.branch, l.generation)),
-            job: self.running_job(branch),
+            job: self.job_order(branch),
             min_in_sync,
             wait_when_degraded,
             write_through,

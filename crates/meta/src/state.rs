@@ -178,9 +178,8 @@ impl MetaState {
                 Answer::Planned(self.apply_fork_point_drop(*branch, *generation))
             }
             Op::Kept { drive, branch, index } => Answer::Planned(self.apply_kept(*drive, *branch, *index)),
-            Op::Flatten { volume, branch } => Answer::Admin(self.apply_flatten(at, *volume, *branch)),
-            Op::JobCancel { job } => Answer::Admin(self.apply_job_cancel(at, *job)),
-            Op::Cut { branch, epoch, job } => Answer::Node(self.apply_cut(at, *branch, *epoch, *job)),
+            Op::Flatten { .. } | Op::JobCancel { .. } | Op::Cut { .. } => self.perform_job(at, &command.op),
+            Op::VolumeShrink { .. } | Op::Shrunk { .. } => self.perform_job(at, &command.op),
         }
     }
 
@@ -308,8 +307,8 @@ impl MetaState {
         };
         for (id, b) in &self.branches {
             let chunks = self.chunks.get(id).ok_or(LoadError::Torn("a branch without chunks"))?;
-            if chunks.count() != b.geometry.chunks() || self.any_volume(b.volume).is_none() {
-                return Err(LoadError::Torn("a branch with another number of chunks, or without a volume"));
+            if chunks.count() < b.geometry.chunks() || self.any_volume(b.volume).is_none() {
+                return Err(LoadError::Torn("a branch with too few chunks, or without a volume"));
             }
             for page in 0..chunks.pages() {
                 i.count_all(*id, chunks.page(page).iter().map(|(_, c)| c));
@@ -340,9 +339,10 @@ impl MetaState {
         }
         self.derive_snapshots(&mut i)?;
         for (job, row) in self.jobs.iter().filter(|(_, j)| j.state == JobState::Running) {
-            let tied = self.branches.get(&row.branch).is_some_and(|b| b.tie().is_some());
-            if !tied || !self.is_named(row.branch) || i.jobs.insert(row.branch, *job).is_some() {
-                return Err(LoadError::Torn("a job of no clone, or the second one"));
+            if !self.fits(row.branch, row.kind) || i.jobs.insert(row.branch, *job).is_some() {
+                return Err(LoadError::Torn(
+                    "a job of a branch that is not as it must be, or the second one",
+                ));
             }
         }
         let own =
@@ -396,7 +396,7 @@ impl MetaState {
     pub fn check(&self) {
         for (id, chunks) in &self.chunks {
             let b = &self.branches[id];
-            assert_eq!(chunks.count(), b.geometry.chunks(), "{id} has a configuration per chunk");
+            assert!(chunks.count() >= b.geometry.chunks(), "{id} has a configuration per chunk");
             for (chunk, c) in chunks.iter() {
                 let made = c.number.0 > 0;
                 assert!(!made || c.in_sync_count() > 0, "{id} {chunk}: no in-sync member");

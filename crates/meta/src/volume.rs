@@ -236,12 +236,14 @@ impl MetaState {
         if to < from {
             return Err(AdminRefusal::Shrink { name, size: from, to });
         }
+        self.not_while_shrinking(branch)?;
         if to == from {
             return Ok(AdminAnswer::Done);
         }
-        let old_chunks = row.geometry.chunks();
+        // Chunks of a larger size that it once had are there.
+        let old_chunks = self.chunks[&branch].count();
         let geometry = Geometry { size: to, ..row.geometry };
-        let added = geometry.chunks() - old_chunks;
+        let added = geometry.chunks().saturating_sub(old_chunks);
         self.check_plan(plan, added, row.class.copies)?;
         let row = self.branches.get_mut(&branch).expect("looked up above");
         row.geometry = geometry;

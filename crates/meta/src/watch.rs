@@ -94,6 +94,9 @@ impl Watch {
         self.watchers.remove(&node);
         self.new.remove(&node);
     }
+    pub(crate) fn is_watched(&self, node: NodeId) -> bool {
+        self.watchers.contains_key(&node)
+    }
     /// A new leader: nobody was told anything by it.
     pub(crate) fn start_over(&mut self, state: &MetaState) {
         self.new = self.watchers.keys().copied().collect();
@@ -164,15 +167,16 @@ impl Service {
     pub(crate) fn tell_size(&mut self, state: &MetaState, branch: BranchId) {
         let Some(row) = state.branches().get(&branch) else { return };
         if let Some(session) = row.session {
-            let (geometry, placement) = (row.geometry, row.pending());
-            self.tell(session.node, WatchUpdate::Resized { branch, geometry, placement });
+            let (geometry, placement, index) = (row.geometry, row.pending(), state.list_index());
+            self.tell(session.node, WatchUpdate::Resized { branch, index, geometry, placement });
         }
     }
 
     /// The job that its session is to work at, or that there is none.
     pub(crate) fn tell_job(&mut self, state: &MetaState, branch: BranchId) {
         if let Some(session) = state.branches().get(&branch).and_then(|b| b.session) {
-            self.tell(session.node, WatchUpdate::Job { branch, job: state.running_job(branch) });
+            let (index, job) = (state.list_index(), state.job_order(branch));
+            self.tell(session.node, WatchUpdate::Job { branch, index, job });
         }
     }
 

@@ -32,7 +32,8 @@ fn an_unknown_command_is_an_error_and_never_skipped() {
     let good = Command { at_ms: 1, request: None, op: Op::NodeRemove { node: NodeId(1) } }.encode();
     assert!(Command::decode(&good).is_ok());
     assert_eq!(Command::decode(&[]), Err(DecodeError::Empty));
-    assert_eq!(Command::decode(&[9, 0, 0]), Err(DecodeError::Format(9)));
+    let newer = meta::command::COMMAND_FORMAT + 1;
+    assert_eq!(Command::decode(&[newer, 0, 0]), Err(DecodeError::Format(newer)));
     assert_eq!(good[0], 1, "in the oldest format that has it");
     assert!(matches!(Command::decode(&[1, 0, 0, 250, 1]), Err(DecodeError::Malformed(_))));
     assert!(matches!(Command::decode(&good[..good.len() - 1]), Err(DecodeError::Malformed(_))));
@@ -846,6 +847,8 @@ fn every_refusal_says_what_why_and_what_next() {
             up: true,
         },
         AdminRefusal::OtherCluster { node: NodeId(2), said: None, cluster: ClusterId(1) },
+        AdminRefusal::ShrinkClone { name: name(), parent: name() },
+        AdminRefusal::JobRuns { name: name(), job: "j1".into(), kind: name() },
     ];
     for r in &all {
         assert!(codes.insert(r.code()), "{r:?} has a code of its own");

@@ -9,7 +9,7 @@ use meta::command::{Plan, SnapshotItem};
 use meta::refusal::Noun;
 use meta::view::WaitFor;
 use meta::{AdminAnswer, AdminRefusal, AdminRequest, Class, JobState, Op};
-use proto::control::{JobTrouble, MetaAnswer, SessionKind};
+use proto::control::{JobOrder, JobTrouble, JobWork, MetaAnswer, SessionKind};
 use proto::{BranchId, Generation, JobId, Level, Span, VolumeId};
 use std::collections::BTreeMap;
 
@@ -76,7 +76,8 @@ fn a_cut_is_the_current_sessions_for_the_job_that_runs_and_releases_the_parent()
     let a = w.attached(cb, 2, SessionKind::Guest);
     let (epoch, job) = (a.epoch, JobId(1));
     let level = Level { branch: b, generation: Generation(1), size: SIZE };
-    assert_eq!((a.job, a.parents, a.origin), (Some(job), vec![level], Some((b, Generation(1)))));
+    let order = JobOrder { job, work: JobWork::Flatten };
+    assert_eq!((a.job, a.parents, a.origin), (Some(order), vec![level], Some((b, Generation(1)))));
     let tied = |w: &World| w.state.branches()[&cb].tied;
     for (epoch, job) in [(proto::Epoch(epoch.0 - 1), job), (epoch, JobId(2))] {
         w.node(Op::Cut { branch: cb, epoch, job });

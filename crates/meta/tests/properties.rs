@@ -7,7 +7,7 @@ use common::{World, drive_of};
 use meta::command::{PlaceItem, Plan, PruneItem, Replacement, SnapshotItem};
 use meta::model::DownCause;
 use meta::view::WaitFor;
-use meta::{Answer, Branch, Class, MetaState, Op, SnapshotState};
+use meta::{Answer, Branch, Class, JobKind, JobState, MetaState, Op, Phase, SnapshotState};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proto::control::{ChangeCause, ChunkChange, HeldReplica, MetaAnswer, SessionKind, VolumeRef};
@@ -30,7 +30,7 @@ enum Step {
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        6 => (0..51u8, prop::array::uniform5(0..1000u32), prop_oneof![4 => Just(0u8), 1 => 1..3u8], any::<bool>())
+        6 => (0..54u8, prop::array::uniform5(0..1000u32), prop_oneof![4 => Just(0u8), 1 => 1..3u8], any::<bool>())
             .prop_map(|(kind, n, late, request)| Step::New { kind, n, late, request }),
         1 => (1..40u8).prop_map(|back| Step::Again { back }),
     ]
@@ -111,6 +111,7 @@ impl Maker<'_> {
             46..=48 => self.job()?,
             49 => self.rest()?,
             50 => self.policy(),
+            51..=53 => self.shrink()?,
             _ => self.hardware(kind),
         })
     }
@@ -128,7 +129,8 @@ impl Maker<'_> {
             2 => {
                 let row = self.state.branches().get(&self.branch())?;
                 let grown = Geometry { size: row.geometry.size + size, ..row.geometry };
-                let added = grown.chunks() - row.geometry.chunks();
+                let there = self.state.chunks(self.branch())?.count();
+                let added = grown.chunks().saturating_sub(there);
                 let (volume, from, to) = (row.volume, row.geometry.size, grown.size);
                 if to > 400 << 20 {
                     return None;
@@ -352,6 +354,41 @@ impl Maker<'_> {
         })
     }
 
+    /// Of a volume that gets smaller, or of one that could: what comes next, mostly.
+    fn shrink(&self) -> Option<Op> {
+        let running = self.state.jobs().iter().find_map(|(id, j)| match j.kind {
+            JobKind::Shrink { .. } if j.state == JobState::Running => Some((*id, j.branch)),
+            _ => None,
+        });
+        let Some((job, branch)) = running else {
+            let able = |b: &Branch| {
+                let detached = !b.tied && b.guest().is_none() && b.phase == Phase::Ready;
+                detached && b.geometry.size > 1 << 20
+            };
+            let all: Vec<(BranchId, &Branch)> =
+                self.state.branches().iter().filter(|(_, b)| able(b)).map(|(id, b)| (*id, b)).collect();
+            let (branch, row) = *all.get(self.n[1] as usize % all.len().max(1))?;
+            let (volume, from) = (row.volume, row.geometry.size);
+            let to = (from / 1000 * u64::from(self.n[2]) / (1 << 20)).max(1) << 20;
+            return Some(Op::VolumeShrink { volume, branch, from, to, discard: self.n[3].is_multiple_of(2) });
+        };
+        let row = self.state.branches().get(&branch)?;
+        let epoch = Epoch(row.epoch.0.saturating_sub(u32::from(self.late)));
+        Some(match row.appointed {
+            _ if self.n[2].is_multiple_of(9) => Op::JobCancel { job },
+            _ if row.session.is_some() => {
+                let written = self.n[3].is_multiple_of(4).then_some(7);
+                Op::Shrunk { branch, epoch, job, written }
+            }
+            None => Op::Appoint { branch, epoch: row.epoch, node: Some(self.node(1)) },
+            Some(node) => {
+                let process = self.state.nodes().get(&node).map_or(ProcessNumber(1), |n| n.process);
+                let (volume, kind) = (VolumeRef::Branch(branch), SessionKind::Maintenance);
+                Op::Attach { volume, node, process, kind, force: false, holder_unheard: true, after: None }
+            }
+        })
+    }
+
     /// Of a clone: what comes next, mostly.
     fn job(&self) -> Option<Op> {
         let clones: Vec<(BranchId, &Branch)> =
@@ -464,6 +501,9 @@ fn check_step(op: &Op, before: &MetaState, after: &MetaState) {
             let by = matches!(op, Op::Cut { branch: b, epoch, .. } if b == branch && session(*epoch));
             assert!(row.tied == old.tied || by, "{branch}: a tie is cut by its session");
             assert_eq!(row.parent, old.parent, "{branch}: whose parent is who never changes");
+            let by = matches!(op, Op::Shrunk { branch: b, epoch, .. } if b == branch && session(*epoch));
+            assert!(row.geometry.size >= old.geometry.size || by, "{branch}: made smaller by its session");
+            assert!(!by || row.guest().is_none(), "{branch}: under a guest");
         }
     }
     for (key, s) in after.snapshots() {
@@ -590,6 +630,7 @@ fn the_histories_reach_what_they_are_about() {
         "VolumeCloned",
         "RolledBack",
         "Flattened",
+        "Shrinking",
     ];
     for kind in wanted {
         assert!(met.get(kind).is_some_and(|n| *n > 3), "{kind} is hardly met: {met:?}");

@@ -408,7 +408,7 @@ fn a_mass_failure_starts_no_healing() {
 fn a_volume_grows_while_detached() {
     let mut f = Fleet::new(5);
     let branch = f.ready("v", 100);
-    let grow = |mib: u64| AdminRequest::VolumeResize { name: "v".into(), size: mib << 20 };
+    let grow = |mib: u64| AdminRequest::VolumeResize { name: "v".into(), size: mib << 20, shrink: None };
     assert_eq!(f.admin(grow(50)).unwrap_err().code(), 1205);
     assert_eq!(f.admin(grow(300)), Ok(AdminAnswer::Done));
     f.until("ready", 10, |f| f.waited("v", WaitFor::Ready));
@@ -424,7 +424,7 @@ fn a_volume_grows_in_use_and_the_session_is_told_until_it_knows() {
     f.guest(1, branch);
     let epoch = f.state.branches()[&branch].epoch;
     f.lists_lost = true;
-    let grow = AdminRequest::VolumeResize { name: "v".into(), size: 300 << 20 };
+    let grow = AdminRequest::VolumeResize { name: "v".into(), size: 300 << 20, shrink: None };
     assert_eq!(f.admin(grow), Ok(AdminAnswer::Done));
     f.run(Span::secs(3));
     assert!(!f.waited("v", WaitFor::Ready), "nobody has heard of it");

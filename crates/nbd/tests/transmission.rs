@@ -540,3 +540,25 @@ fn a_map_may_say_less_or_more_than_was_asked() {
     // Nothing is an error of the owner's, not of the protocol.
     assert_eq!(error_of(1, &answer(&mut rig, 0, 0, 512, &[]), 1, 0), EIO);
 }
+
+/// Its client is to connect anew: what it has asked is answered first, a write that is half there included.
+#[test]
+fn paused_it_ends_what_it_has_begun_and_begins_nothing() {
+    let mut rig = Rig::entered(MIB, 0);
+    let request = write(9, BLOCK, &[7; 4096]);
+    let (half, rest) = request.split_at(1000);
+    assert_eq!(rig.server.receive(half), half.len());
+    rig.server.pause(true);
+    assert!(!rig.server.is_idle(), "a request is half received");
+    assert_eq!(rig.server.receive(rest), rest.len());
+    assert!(!rig.server.wants_input() && !rig.server.is_idle(), "it is not answered");
+    let next = compact(0, FLUSH, 10, 0, 0);
+    assert_eq!(rig.server.receive(&next), 0, "nothing more is begun");
+    rig.owner.serve(&mut rig.server, None);
+    let mut out = Vec::new();
+    rig.server.write_output(&mut out);
+    assert_eq!(out, simple(0, 9).0);
+    assert!(rig.server.is_idle() && rig.server.finished().is_none());
+    rig.server.pause(false);
+    assert_eq!(rig.say(&next), simple(0, 10).0);
+}

@@ -220,7 +220,7 @@ impl Node {
                 *live && waited >= HELD_PATIENCE && self.links.reached().contains(node)
             }
             // Created meanwhile, or a metad that does not know us yet.
-            MetaRefusal::NotReady | MetaRefusal::UnknownNode => false,
+            MetaRefusal::NotReady | MetaRefusal::Shrinking { .. } | MetaRefusal::UnknownNode => false,
             // The epoch that this request got has passed (the answer came too late): another request gets another one,
             // and what stands in its way says so.
             MetaRefusal::OldEpoch { .. } => false,

@@ -158,6 +158,10 @@ pub enum Effect {
         export: ExportId,
         geometry: Geometry,
     },
+    /// Its clients are to connect anew, if what they have asked can be answered first.
+    ExportReconnect {
+        export: ExportId,
+    },
     /// There will be no session for the export any more: drop its clients.
     ExportClosed {
         export: ExportId,

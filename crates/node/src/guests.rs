@@ -94,6 +94,12 @@ impl Node {
             self.tell(id, volume::Event::Withdraw { tickets });
         }
     }
+    /// An operator's order: the clients of the volume's exports learn its size by connecting anew.
+    pub(crate) fn reconnect_exports(&mut self, branch: proto::BranchId) {
+        let exports = self.seat_of(branch).map(|(_, seat)| seat.exports.iter().filter(|(_, o)| o.opened));
+        let exports: Vec<ExportId> = exports.into_iter().flatten().map(|(x, _)| *x).collect();
+        self.out.extend(exports.into_iter().map(|export| Effect::ExportReconnect { export }));
+    }
     /// Exports that have waited long enough for their session.
     pub(crate) fn expire_exports(&mut self, now: Time, id: SeatId) {
         let Some(seat) = self.seats.all.get_mut(&id) else { return };

@@ -453,9 +453,9 @@ impl Node {
                 }
             }
             WatchUpdate::Down(drives) => self.tell_all(&volume::Event::Down { drives }),
-            WatchUpdate::Resized { branch, geometry, placement } => {
+            WatchUpdate::Resized { branch, index, geometry, placement } => {
                 if let Some((id, _)) = self.seats.of_branch(branch) {
-                    self.tell(id, volume::Event::Resized { geometry, placement });
+                    self.tell(id, volume::Event::Resized { index, geometry, placement });
                 }
             }
             WatchUpdate::Views { branch, views } => {
@@ -463,14 +463,15 @@ impl Node {
                     self.tell(id, volume::Event::Views { views });
                 }
             }
-            WatchUpdate::Job { branch, job } => {
+            WatchUpdate::Job { branch, index, job } => {
                 if let Some((id, _)) = self.seats.of_branch(branch) {
-                    self.tell(id, volume::Event::Job { job });
+                    self.tell(id, volume::Event::Job { index, job });
                 }
             }
             WatchUpdate::Keep { drive, lists } => self.keep_views(drive, lists),
             WatchUpdate::Verify { branch, request } => self.verify_wanted(branch, request),
             WatchUpdate::Measure(order) => self.measures.take(order),
+            WatchUpdate::Reconnect { branch } => self.reconnect_exports(branch),
         }
     }
 

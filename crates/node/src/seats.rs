@@ -214,6 +214,10 @@ pub fn in_words(refusal: &MetaRefusal) -> String {
             format!("the volume is attached on node {name} (epoch {}){life}", epoch.0)
         }
         MetaRefusal::OldEpoch { epoch } => format!("the session is older than epoch {}", epoch.0),
+        MetaRefusal::Shrinking { job } => {
+            format!("{job} makes the volume smaller: blockctl job wait {job}, or: blockctl job cancel {job}")
+        }
+        MetaRefusal::Superseded { node: NodeId(0), .. } => "the volume was made smaller meanwhile".into(),
         MetaRefusal::Superseded { node, .. } => format!("a guest on node {node} had the volume meanwhile"),
         MetaRefusal::Stranger => "the drive was rolled back or copied".into(),
         MetaRefusal::UnknownNode => "metad does not know this node yet".into(),

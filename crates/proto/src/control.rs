@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 /// Version of what blockd and metad say to one another, everything in this file: its bytes do not say what they are.
 /// A blockd names it when it registers, and metad refuses every other one. Each change of the file raises it.
-pub const CONTROL: u32 = 4;
+pub const CONTROL: u32 = 5;
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 pub enum SessionKind {
@@ -94,6 +94,22 @@ pub struct SessionStatus {
     pub job: Option<JobStatus>,
     /// Bytes that its guest sees.
     pub size: u64,
+}
+
+/// A job that a session is to work at.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub struct JobOrder {
+    pub job: JobId,
+    pub work: JobWork,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub enum JobWork {
+    /// A clone is written out.
+    Flatten,
+    /// What lies from `to` on, up to the end at `from` (bytes), is to read as zeroes; without `discard` only if nothing is
+    /// written there. For a maintenance session: no guest has the volume while the job runs.
+    Shrink { from: u64, to: u64, discard: bool },
 }
 
 /// How far a session is with a job.
@@ -191,6 +207,9 @@ pub enum MetaRequest {
     /// A flatten is done: nothing is absent in the head and in any kept view, on any in-sync replica, flushed. Answer:
     /// `Views`; the tie is cut if the job was still wanted.
     Cut { branch: BranchId, epoch: Epoch, job: JobId },
+    /// A shrink has ended: everything beyond the new end reads as zeroes, on every in-sync replica, flushed; or, with
+    /// nothing changed, this is the last byte there that is written. Answer: `Job`.
+    Shrunk { branch: BranchId, epoch: Epoch, job: JobId, written: Option<u64> },
     /// A reader wants a snapshot of a volume, by name. Answer: `Snapshot`.
     Snapshot { volume: String, snapshot: String },
     /// Volumes, for export lists and sizes. Answer: `Volumes`.
@@ -227,8 +246,8 @@ pub struct Attached {
     /// What the branch was made from, also when nothing is read from there any more: its replicas' records name it for
     /// ever, for zeroes in such a branch are never dropped.
     pub origin: Option<(BranchId, Generation)>,
-    /// To be flattened, by this job.
-    pub job: Option<JobId>,
+    /// Running as of `views.index`.
+    pub job: Option<JobOrder>,
     pub min_in_sync: u8,
     /// Writes wait while fewer than `min_in_sync` are left (else they fail).
     pub wait_when_degraded: bool,
@@ -293,6 +312,10 @@ pub enum MetaRefusal {
     UnknownNode,
     UnknownDrive,
     Exhausted,
+    /// No guest has it while this job makes it smaller.
+    Shrinking {
+        job: JobId,
+    },
 }
 
 /// metad's answer. No answer (lost, no leader) decides nothing: the node asks again.
@@ -324,6 +347,14 @@ pub enum MetaAnswer {
     Refused(MetaRefusal),
     /// Not the leader, or no leader: ask again later (the edge goes to another metad).
     Unavailable,
+    /// What Raft knows of the branch's job and size, as of this index. If `epoch` is not the asker's, it is fenced.
+    Job {
+        epoch: Epoch,
+        index: ListIndex,
+        job: Option<JobOrder>,
+        geometry: Geometry,
+        placement: Option<u32>,
+    },
 }
 
 /// A node as its peers need it.
@@ -357,15 +388,17 @@ pub enum WatchUpdate {
     Keep { drive: DriveId, lists: Vec<KeepList> },
     /// Drives that Raft calls down now.
     Down(Vec<DriveId>),
-    /// The job that the branch's session is to work at, or none any more.
-    Job { branch: BranchId, job: Option<JobId> },
-    /// The volume grows: its new chunks' records are to be made by the session, as this placement; none: there are no new
-    /// chunks, or they are made.
-    Resized { branch: BranchId, geometry: Geometry, placement: Option<u32> },
+    /// The job that the branch's session is to work at, or none any more; as of this index.
+    Job { branch: BranchId, index: ListIndex, job: Option<JobOrder> },
+    /// The volume's size as of this index. If it grows, its new chunks' records are to be made by the session, as this
+    /// placement; none: there are no new chunks, or they are made.
+    Resized { branch: BranchId, index: ListIndex, geometry: Geometry, placement: Option<u32> },
     /// The order to read a volume's replicas again and compare them (`volume verify`).
     Verify { branch: BranchId, request: RequestId },
     /// The order to count what replicas on this node's drives take (`volume space`).
     Measure(Measure),
+    /// The order to end the connections of the volume's clients, so that they connect anew and learn its size.
+    Reconnect { branch: BranchId },
 }
 
 /// Used by `Attached` readers: where the replicas of a branch lie.

@@ -50,7 +50,7 @@ impl World {
             Effect::ExportRefused { export, error } => self.export_refused(host, life, export, &error),
             Effect::ExportClosed { export } => self.export_closed(host, life, export),
             Effect::ExportBroken { export } => self.export_broken(host, life, export),
-            Effect::ExportResized { .. } => {}
+            Effect::ExportResized { .. } | Effect::ExportReconnect { .. } => {}
             Effect::Complete { export, ticket, result } => {
                 self.completed(host, life, export, ticket, &result)
             }

@@ -78,6 +78,7 @@ pub fn effect_code(e: &Effect) -> u64 {
         Effect::ExportClosed { export } => 10 << 60 ^ export.0,
         Effect::ExportBroken { export } => 10 << 60 ^ export.0 ^ 1 << 59,
         Effect::ExportResized { export, .. } => 11 << 60 ^ export.0,
+        Effect::ExportReconnect { export } => 11 << 60 ^ export.0 ^ 1 << 59,
         Effect::Complete { ticket, .. } => 12 << 60 ^ ticket.0,
         Effect::DriveOpened { .. } => 13 << 60,
         Effect::DriveFailed { .. } => 14 << 60,

@@ -107,7 +107,7 @@ impl Session {
             || !self.to_ask.is_empty()
             || !self.asked.is_empty()
             || self.seal.busy()
-            || self.flatten.is_some()
+            || self.has_job()
             || self.growing.is_some()
             || self.views_behind();
         let since = *self.idle_since.get_or_insert(self.now);

@@ -5,7 +5,7 @@ use crate::session::{Asked, Phase, Session, What};
 use proto::control::MetaRequest;
 use proto::limits::ANSWER_TIMEOUT;
 use proto::message::{BranchInfo, ChunkRecord, Request};
-use proto::{ChunkIndex, Configuration, DriveId, Geometry, Time};
+use proto::{ChunkIndex, Configuration, DriveId, Geometry, ListIndex, Time};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Records in one message: well below `limits::FRAME_BODY_MAX`.
@@ -179,10 +179,21 @@ impl Session {
         self.phase = Phase::Fencing;
     }
 
-    /// metad's watch: the volume grows, or has grown.
-    pub(crate) fn resized(&mut self, geometry: Geometry, placement: Option<u32>) {
-        let known = self.growing.unwrap_or(self.geometry).size;
-        if self.phase == Phase::Creating || geometry.size <= self.geometry.size || geometry.size < known {
+    /// metad's word: the volume's size as of this index. It grows, or has grown; or has shrunk, and no guest has it then.
+    pub(crate) fn resized(&mut self, index: ListIndex, geometry: Geometry, placement: Option<u32>) {
+        if self.phase == Phase::Creating || index < self.size_as_of {
+            return;
+        }
+        self.size_as_of = index;
+        if geometry.size <= self.geometry.size {
+            if self.growing.take().is_some() {
+                self.creation = Creation::default();
+                self.attached.placement = None;
+            }
+            if geometry.size < self.geometry.size {
+                self.geometry = geometry;
+                self.effects.push_back(crate::Effect::Resized { geometry });
+            }
             return;
         }
         self.growing = Some(geometry);

@@ -1,11 +1,11 @@
 //! What goes into a session, and what comes out.
 
 use crate::request::{GuestError, GuestReply, GuestRequest};
-use proto::control::{MetaAnswer, MetaRequest};
+use proto::control::{JobOrder, MetaAnswer, MetaRequest};
 use proto::message::{DriveHello, ReplyFrame, RequestFrame};
 use proto::{
-    BranchId, BranchViews, ChunkIndex, ConnNumber, DriveId, Epoch, Geometry, JobId, NodeId, ProcessNumber,
-    Ticket, Time,
+    BranchId, BranchViews, ChunkIndex, ConnNumber, DriveId, Epoch, Geometry, ListIndex, NodeId,
+    ProcessNumber, Ticket, Time,
 };
 use std::collections::BTreeSet;
 
@@ -58,14 +58,16 @@ pub enum Event {
     Views {
         views: BranchViews,
     },
-    /// The volume grows; its new chunks are to be made as this placement, if there is one.
+    /// The volume's size as of this index. If it grows, its new chunks are to be made as this placement, if there is one.
     Resized {
+        index: ListIndex,
         geometry: Geometry,
         placement: Option<u32>,
     },
-    /// metad's order: the job to work at, or none (any more).
+    /// metad's order: the job to work at, or none (any more), as of this index.
     Job {
-        job: Option<JobId>,
+        index: ListIndex,
+        job: Option<JobOrder>,
     },
     /// A replica's node revokes: a newer epoch asks there.
     Revoked {

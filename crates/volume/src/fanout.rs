@@ -77,6 +77,10 @@ impl Window {
 impl Session {
     /// Sends a guest's write, once there is space for it everywhere.
     pub(crate) fn send_op(&mut self, id: usize) {
+        if self.ops[id].beyond && self.next_job.is_some() {
+            // The job was called off.
+            return self.end_op(id, Err(crate::GuestError::Withdrawn));
+        }
         if self.seal.holds() {
             return self.seal.hold(id);
         }

@@ -94,6 +94,12 @@ impl Flatten {
             filled: 0,
         }
     }
+    pub fn job(&self) -> JobId {
+        self.job
+    }
+    pub fn is_busy(&self) -> bool {
+        self.pieces > 0
+    }
     pub fn flush_upto(&self) -> Option<u64> {
         if let Step::Flushing(upto) = self.step { Some(upto) } else { None }
     }
@@ -110,23 +116,7 @@ impl Flatten {
 }
 
 impl Session {
-    /// metad's order, or that there is none (any more). To act on a late one is harmless: what is written is what is
-    /// read anyway, and the tie is cut by Raft's word.
-    pub(crate) fn job_told(&mut self, job: Option<JobId>) {
-        let job = job.filter(|_| self.parents.is_some());
-        if self.flatten.as_ref().map(|f| f.job) == job {
-            return;
-        }
-        if self.flatten.as_ref().is_some_and(|f| f.pieces > 0) {
-            // what is under way ends first
-            self.next_job = Some(job);
-        } else {
-            self.flatten = job.map(|j| Box::new(Flatten::new(j)));
-        }
-        self.dirty = true;
-    }
-
-    pub(crate) fn job_status(&self) -> Option<JobStatus> {
+    pub(crate) fn flatten_status(&self) -> Option<JobStatus> {
         let f = self.flatten.as_ref()?;
         let at = self.geometry.offset(ChunkIndex(f.chunk), f.block).min(self.geometry.size);
         let filled = f.step != Step::Filling;
@@ -140,12 +130,6 @@ impl Session {
     }
 
     pub(crate) fn push_flatten(&mut self) {
-        if let Some(f) = &self.flatten
-            && f.pieces == 0
-            && let Some(job) = self.next_job.take()
-        {
-            self.flatten = job.map(|j| Box::new(Flatten::new(j)));
-        }
         if self.phase != Phase::Serving || self.next_job.is_some() {
             return;
         }

@@ -144,7 +144,7 @@ impl Session {
                 }
             }
         }
-        if let Some(upto) = self.flatten.as_ref().and_then(|f| f.flush_upto()) {
+        if let Some(upto) = self.job_flushes() {
             for d in 0..self.drives.len() {
                 if self.drives[d].required > 0 && self.flushed_to(d) < self.version(upto) {
                     self.drives[d].want = self.drives[d].want.max(upto.max(1));
@@ -214,7 +214,7 @@ impl Session {
             }
         }
         self.flush_dirty = true;
-        let waits = self.seal.busy() || self.flatten.is_some();
+        let waits = self.seal.busy() || self.has_job();
         if !self.attempts.is_empty() || self.phase != crate::session::Phase::Serving || waits {
             self.dirty = true;
         }

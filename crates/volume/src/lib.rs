@@ -16,6 +16,7 @@ mod fanout;
 mod flatten;
 mod flush;
 mod geometry;
+mod job;
 mod links;
 mod members;
 mod opening;
@@ -32,6 +33,7 @@ pub mod request;
 mod resync;
 mod seal;
 mod session;
+mod shrink;
 mod status;
 mod verify;
 

@@ -141,6 +141,7 @@ impl Session {
             What::Presence(at) => self.presence_lost(at),
             What::LookForAbsent { chunk, range } => self.absent_found(chunk, range, None),
             What::Absence { round } => self.absence_answered(round, None),
+            What::LookForWritten { chunk, range } => self.written_found(chunk, range, None),
             What::Verify { op, slot } => self.verify_answered(op, slot, None),
             What::Repair { op } => self.repaired(op, false),
             What::Rewrite { key, .. } => self.rewrites.again(key, self.now),
@@ -261,6 +262,9 @@ impl Session {
             (What::LookForAbsent { chunk, range }, Reply::Map { runs }) => {
                 self.absent_found(chunk, range, Some(&runs));
             }
+            (What::LookForWritten { chunk, range }, Reply::Map { runs }) => {
+                self.written_found(chunk, range, Some(&runs));
+            }
             (What::Absence { round }, Reply::Absence { any }) => self.absence_answered(round, Some(any)),
             (What::Verify { op, slot }, Reply::Verified { extents, bad }) => {
                 self.verify_answered(op, slot, Some((extents, bad)));
@@ -315,6 +319,7 @@ impl Session {
             | What::Presence(_)
             | What::LookForAbsent { .. }
             | What::Absence { .. }
+            | What::LookForWritten { .. }
             | What::Verify { .. }
             | What::Repair { .. }) => {
                 if refusal == Refusal::UnknownView {

@@ -103,6 +103,8 @@ pub(crate) struct Op {
     pub edges: [Option<Part>; 2],
     /// It writes a part of what this one fills, and under its claim.
     pub fills: Option<usize>,
+    /// It zeroes what is beyond the end that the volume gets (`shrink`).
+    pub beyond: bool,
 }
 
 #[derive(Debug)]
@@ -142,6 +144,7 @@ impl Op {
             lost: false,
             edges: [None, None],
             fills: None,
+            beyond: false,
         }
     }
     fn writes(&self) -> bool {
@@ -456,6 +459,8 @@ impl Session {
             self.filled(fill, &result);
         } else if matches!(op.kind, OpKind::Fill(_)) {
             self.piece_ended(op.piece.chunk, &result);
+        } else if op.beyond {
+            self.zeroed_beyond(&result);
         }
     }
 

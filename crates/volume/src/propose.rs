@@ -217,6 +217,13 @@ impl Session {
                 heard_views = true;
                 self.views_answered(views);
             }
+            MetaAnswer::Job { epoch, index, job, geometry, placement } => {
+                if epoch != self.epoch {
+                    return self.give_up(CloseReason::Fenced);
+                }
+                self.resized(index, geometry, placement);
+                self.job_told(index, job);
+            }
             MetaAnswer::Refused(MetaRefusal::OldEpoch { .. }) => return self.give_up(CloseReason::Fenced),
             MetaAnswer::Ok if matches!(asked, Asked::Detach) => return self.detached(),
             _ => {}
@@ -230,6 +237,7 @@ impl Session {
             Asked::Chunks(_) => {}
             Asked::Views(sealed) => self.views_heard(sealed, heard_views),
             Asked::Cut => self.cut_answered(heard_views),
+            Asked::Shrunk => self.shrunk_answered(),
         }
     }
 

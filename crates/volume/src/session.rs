@@ -4,7 +4,7 @@
 //! touches a socket, a drive or a clock. The rules stand in the rooms: `ops` and `ordering` (hold-back), `fanout`
 //! and `acks` (5.1), `flush`, `reads` (5.5), `links` (retries), `fail` and `propose` (3, 5.2), `resync` (5.3),
 //! `opening` and `reconcile` (5.4, 5.6), `repair` (5.8), `seal`, `parents` and
-//! `presence` and `flatten` (6), `create`, `close`.
+//! `presence`, `job`, `flatten` and `shrink` (6), `create`, `close`.
 
 use crate::bugs::Seeded;
 use crate::event::{CloseReason, Effect, Event, Leases, Notice, WaitReason};
@@ -15,10 +15,11 @@ use crate::ops::{Op, Request};
 use crate::ordering::Claims;
 use crate::reads::{Fetch, Segment};
 use crate::request::GuestRequest;
-use proto::control::{Attached, MetaRequest, SessionKind};
+use crate::shrink::Shrink;
+use proto::control::{Attached, JobOrder, MetaRequest, SessionKind};
 use proto::message::{self, RequestFrame, Scope};
 use proto::{
-    BranchId, ChunkIndex, DriveId, Epoch, Generation, Geometry, JobId, Map, Marks, NodeId, ProcessNumber,
+    BranchId, ChunkIndex, DriveId, Epoch, Generation, Geometry, ListIndex, Map, Marks, NodeId, ProcessNumber,
     Span, Time, Version,
 };
 use slab::Slab;
@@ -102,6 +103,11 @@ pub(crate) enum What {
     Absence {
         round: u64,
     },
+    /// Of a shrink: what the branch has.
+    LookForWritten {
+        chunk: u32,
+        range: proto::BlockRange,
+    },
     Rewrite {
         key: crate::reconcile::Key,
         slot: usize,
@@ -120,6 +126,7 @@ pub(crate) enum Asked {
     /// The branch's generations; and that this one is drained and flushed.
     Views(Option<Generation>),
     Cut,
+    Shrunk,
 }
 
 pub struct Session {
@@ -216,8 +223,12 @@ pub struct Session {
     /// Of a clone: what is absent in the branch is read there.
     pub(crate) parents: Option<Box<crate::parents::Parents>>,
     pub(crate) flatten: Option<Box<Flatten>>,
+    pub(crate) shrink: Option<Box<Shrink>>,
     /// Another job, or none, once what is under way of this one has ended.
-    pub(crate) next_job: Option<Option<JobId>>,
+    pub(crate) next_job: Option<Option<JobOrder>>,
+    /// As of which index its job, and its size, are known.
+    pub(crate) job_as_of: ListIndex,
+    pub(crate) size_as_of: ListIndex,
 }
 
 impl Session {
@@ -296,7 +307,10 @@ impl Session {
             growing: None,
             parents: crate::parents::Parents::new(&attached.parents),
             flatten: None,
+            shrink: None,
             next_job: None,
+            job_as_of: attached.views.index,
+            size_as_of: attached.views.index,
             attached,
         };
         s.window.restart(1);
@@ -305,7 +319,7 @@ impl Session {
             s.chunks.push(Chunk::default());
             s.take_up(u32::try_from(i).expect("at most 2^20 chunks"), c);
         }
-        s.job_told(s.attached.job);
+        s.job_told(s.job_as_of, s.attached.job);
         s
     }
 
@@ -344,8 +358,8 @@ impl Session {
                 self.dirty = true;
             }
             Event::Views { views } => self.views_told(&views),
-            Event::Resized { geometry, placement } => self.resized(geometry, placement),
-            Event::Job { job } => self.job_told(job),
+            Event::Resized { index, geometry, placement } => self.resized(index, geometry, placement),
+            Event::Job { index, job } => self.job_told(index, job),
             Event::Revoked { node: _, epoch } => {
                 if epoch > self.epoch {
                     self.give_up(CloseReason::Fenced);
@@ -428,7 +442,7 @@ impl Session {
             return;
         }
         self.push_seal();
-        self.push_flatten();
+        self.push_job();
         self.push_growth();
         self.push_resync(leases);
         self.push_proposals();
@@ -453,7 +467,7 @@ impl Session {
             || !self.attempts.is_empty()
             || !self.waits.is_empty()
             || self.seal.busy()
-            || self.flatten.is_some()
+            || self.has_job()
             || self.growing.is_some()
             || self.views_behind()
             || self.attached.kind == SessionKind::Maintenance

@@ -5,7 +5,7 @@
 mod world;
 
 use proptest::prelude::*;
-use proto::control::{JobTrouble, SessionKind};
+use proto::control::{JobOrder, JobTrouble, JobWork, SessionKind};
 use proto::*;
 use std::collections::BTreeMap;
 use volume::*;
@@ -29,9 +29,10 @@ fn clone_of(seed: u64, chunks: u32, sizes: &[u64], blocks: impl Iterator<Item = 
     w
 }
 fn order(w: &mut World, job: Option<JobId>) {
+    let job = job.map(|job| JobOrder { job, work: JobWork::Flatten });
     w.metad.attached.job = job;
-    let h = w.hosts.len() - 1;
-    w.event(h, Event::Job { job });
+    let (h, index) = (w.hosts.len() - 1, w.metad.decided());
+    w.event(h, Event::Job { index, job });
 }
 fn ask(w: &mut World, op: GuestOp) -> Ticket {
     let h = w.hosts.len() - 1;
@@ -128,7 +129,8 @@ fn parents_are_let_go_though_the_end_of_the_job_is_heard_before_the_cut() {
     assert!(!w.metad.views().tied);
     // The status of a section is asked about, and not answered yet.
     let t = read(&mut w, 100, 1);
-    w.event(h, Event::Job { job: None });
+    let index = w.metad.views().index;
+    w.event(h, Event::Job { index, job: None });
     w.event(h, Event::Meta { token, answer });
     assert_eq!(must(&mut w, t), [0]);
     w.family.as_mut().unwrap().asked.clear();

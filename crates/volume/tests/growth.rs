@@ -32,12 +32,13 @@ fn order(w: &mut World, chunks: usize, nodes: &[u32]) -> Geometry {
     let geometry = Geometry { size: w.metad.chunks.len() as u64 * CHUNK, chunk_shift: 24 };
     w.metad.attached.geometry = geometry;
     w.metad.attached.placement = (chunks > 0).then_some(2);
+    w.metad.decided();
     geometry
 }
 fn tell(w: &mut World, geometry: Geometry) {
     let h = w.hosts.len() - 1;
-    let placement = w.metad.attached.placement;
-    w.event(h, Event::Resized { geometry, placement });
+    let (index, placement) = (w.metad.views().index, w.metad.attached.placement);
+    w.event(h, Event::Resized { index, geometry, placement });
 }
 fn size(w: &World) -> u64 {
     w.hosts.last().unwrap().session.geometry().size
@@ -105,7 +106,7 @@ fn a_guest_writes_on_while_its_volume_grows_onto_other_nodes() {
     }
     // told again, late, and of less
     let small = Geometry { size: 2 * CHUNK, chunk_shift: 24 };
-    tell(&mut w, small);
+    w.event(0, Event::Resized { index: ListIndex(0), geometry: small, placement: None });
     tell(&mut w, to);
     w.calm(20);
     assert_eq!(size(&w), 3 * CHUNK);

@@ -1,7 +1,7 @@
 //! Clones and rollback end to end: what they read, what they take, what they are refused for, and how long they need.
 
 use crate::cluster::{Cluster, replicas};
-use crate::{build, load, tools};
+use crate::{build, load, resize, tools};
 use anyhow::{Context, Result, bail};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -112,7 +112,9 @@ pub fn made(bins: &Path) -> Result<()> {
     chains(&s, &own)?;
     rolled_back(&s)?;
     many(&s, MANY_WITHIN)?;
-    node_lost(&s, &own)
+    node_lost(&s, &own)?;
+    resize::smaller(&s.c)?;
+    resize::larger_under_qemu(&s.c)
 }
 
 /// Of a snapshot, of a volume as it is now, and larger: they read what their template reads, and take no space for it.

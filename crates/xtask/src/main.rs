@@ -11,6 +11,7 @@ mod load;
 mod operator;
 mod prove;
 mod purity;
+mod resize;
 mod sim;
 mod space;
 mod steps;

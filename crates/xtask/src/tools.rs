@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 pub const CLIENTS: &[(&str, &str)] = &[
     ("qemu-img", "qemu-utils"),
     ("qemu-io", "qemu-utils"),
+    ("qemu-storage-daemon", "qemu-utils"),
     ("nbdinfo", "libnbd-bin"),
     ("nbdcopy", "libnbd-bin"),
     ("fio", "fio"),

@@ -73,8 +73,8 @@ fn end_to_end(s: &mut Steps, missing: Option<&str>) {
         e2e::disturbed(&bins).map(|()| Outcome::Passed)
     });
     s.step("end to end: snapshots as streams", || streams::moved(&bins).map(|()| Outcome::Passed));
-    s.step("end to end: clones and rollback", || clones::made(&bins).map(|()| with_clients(missing)));
     s.step("end to end: space of volumes and snapshots", || space::exact(&bins).map(|()| Outcome::Passed));
+    s.step("end to end: clones, rollback and sizes", || clones::made(&bins).map(|()| with_clients(missing)));
     s.step("end to end: deleted volumes rest", || trash::rested(&bins).map(|()| Outcome::Passed));
     s.step("end to end: snapshots by schedule", || trash::scheduled(&bins).map(|()| Outcome::Passed));
     s.step("end to end: what an operator is told", || operator::told(&bins).map(|()| Outcome::Passed));

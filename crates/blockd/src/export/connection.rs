@@ -25,6 +25,8 @@ pub(super) struct Connection {
     pub dirty: bool,
     /// Was answered: may want input again.
     pub resume: bool,
+    /// Its client is to connect anew: paused until all is answered that was asked.
+    pub leaves: bool,
 }
 
 impl Connection {
@@ -38,6 +40,7 @@ impl Connection {
             compared: Vec::new(),
             dirty: false,
             resume: false,
+            leaves: false,
         }
     }
 
@@ -118,6 +121,11 @@ impl Connection {
     /// Nothing is left to be said.
     pub fn is_quiet(&self) -> bool {
         !self.stream.is_sending() && self.server.output_len() == 0
+    }
+
+    /// Its client is to connect anew, and misses no answer.
+    pub fn may_leave(&self) -> bool {
+        self.leaves && self.server.is_idle() && self.is_quiet()
     }
 
     /// The machine has ended and everything it said is sent.

@@ -74,6 +74,8 @@ const CONNECTIONS: usize = 1024;
 /// A client that has not entered an export by then goes.
 const HANDSHAKE: Span = Span::secs(30);
 const KEPT_BACK: u64 = 256;
+/// What a client asked must be answered in this, if it is to connect anew.
+const LEAVE_WITHIN: Span = Span::secs(5);
 /// Snapshots in one list of contexts.
 const SINCE_MAX: usize = 16;
 /// Between two lines of the log about guests that were not let in.
@@ -88,6 +90,8 @@ pub struct Exports {
     now: Time,
     /// Connections in their handshake and until when, oldest first; some have entered or gone meanwhile.
     handshakes: VecDeque<(Time, ConnId)>,
+    /// Clients that are to connect anew, and until when.
+    leaving: Vec<(Time, ConnId)>,
     /// Not before then it is said again that guests are not let in.
     quiet_until: Time,
     /// Connections that were not let in, or went for their handshake's sake.
@@ -131,12 +135,48 @@ impl Exports {
             }
             self.handshakes.pop_front();
         }
+        self.stay();
     }
 
     /// When `turn` has something to do; `Time::FAR`: never.
     #[must_use]
     pub fn next_wake(&self) -> Time {
-        self.handshakes.front().map_or(Time::FAR, |(until, _)| *until)
+        let leaving = self.leaving.first().map_or(Time::FAR, |(until, _)| *until);
+        self.handshakes.front().map_or(Time::FAR, |(until, _)| *until).min(leaving)
+    }
+
+    /// Clients whose requests could not be answered in time keep their connections.
+    fn stay(&mut self) {
+        let now = self.now;
+        let late: Vec<ConnId> =
+            self.leaving.extract_if(.., |(until, _)| *until <= now).map(|l| l.1).collect();
+        for id in late {
+            let Some(c) = self.connections.get_mut(&id) else { continue };
+            c.leaves = false;
+            c.server.pause(false);
+            c.resume = true;
+            let in_flight = c.server.in_flight();
+            tracing::warn!(
+                volume = c.name,
+                in_flight,
+                "a client was to connect anew to learn the volume's size, and keeps its connection: what it asked is not answered"
+            );
+            self.touch(id);
+        }
+    }
+
+    /// `Effect::ExportReconnect`.
+    pub fn reconnect(&mut self, export: ExportId) {
+        let Some(name) = self.names.get(&export) else { return };
+        for id in self.exports[name].clients.clone() {
+            let Some(c) = self.connections.get_mut(&id) else { continue };
+            // Who is in its handshake learns the size there.
+            if c.server.export().is_some() && !std::mem::replace(&mut c.leaves, true) {
+                c.server.pause(true);
+                self.leaving.push((self.now + LEAVE_WITHIN, id));
+                self.touch(id);
+            }
+        }
     }
 
     fn turn_away(&mut self, why: &str) {
@@ -467,7 +507,7 @@ impl Exports {
             let Some(c) = self.connections.get_mut(&id) else { continue };
             c.dirty = false;
             let there = c.flush(ring, Tag::Guest(id, Way::Send));
-            if !there || c.is_over() {
+            if !there || c.is_over() || c.may_leave() {
                 self.drop_connection(ring, id);
             } else if c.holds_input() {
                 held.push(id);

@@ -278,11 +278,24 @@ pub enum VolumeVerb {
         #[arg(long, default_value_t = 120)]
         timeout: u64,
     },
-    /// Make it larger.
+    /// Make it larger; or smaller, which is a job.
     Resize {
         name: String,
         #[arg(long)]
         size: Size,
+        /// When it is larger, end its NBD connections, so that clients connect anew and learn the size. For clients that do
+        /// (QEMU with `reconnect-delay`): others lose their disk.
+        #[arg(long, conflicts_with = "force")]
+        reconnect: bool,
+        /// It may get smaller, if nothing is written beyond the new end.
+        #[arg(long)]
+        force: bool,
+        /// Whatever is written there.
+        #[arg(long, requires = "force")]
+        discard: bool,
+        /// Smaller: return when it is done, or after so many seconds.
+        #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "3600")]
+        wait: Option<u64>,
     },
     /// To the trash, for as long as the setting `trash` says.
     #[command(visible_alias = "rm")]

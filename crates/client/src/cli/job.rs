@@ -64,6 +64,17 @@ pub async fn flatten(context: &Context, name: String, waits: Option<u64>) -> Res
     }
 }
 
+/// `volume resize` to less, which metad has begun.
+pub async fn shrink(control: &Control, name: &str, job: u64, waits: Option<u64>) -> Result<Output, CliError> {
+    match waits {
+        Some(secs) => wait(control, job, Duration::from_secs(secs)).await,
+        None => {
+            let text = format!("volume {name} is being made smaller: blockctl job wait j{job}\n");
+            Ok(Output::new("volume.resize/1", json!({"name": name, "job": format!("j{job}")}), text))
+        }
+    }
+}
+
 /// `j3`, or `3`.
 fn number(job: &str) -> Result<u64, CliError> {
     job.strip_prefix('j').unwrap_or(job).parse().map_err(|_| {

@@ -47,22 +47,7 @@ pub async fn run(context: &Context, verb: VolumeVerb) -> Result<Output, CliError
             let text = format!("volume {name} is {state} after {secs:.1} s\n");
             Ok(Output::new("volume.wait/1", json!({"name": name, "state": state, "seconds": secs}), text))
         }
-        VolumeVerb::Resize { name, size } => {
-            if let Some(o) = context.dry(&format!("grow volume {name} to {} bytes", size.bytes)) {
-                return Ok(o);
-            }
-            echo(size);
-            let r = v1::ResizeVolumeRequest { name: name.clone(), size: size.bytes, request: request_id()? };
-            let control = context.control()?;
-            control
-                .call(|mut c| {
-                    let r = r.clone();
-                    async move { c.resize_volume(r).await }
-                })
-                .await?;
-            wait(&control, &name, "ready", CREATE).await?;
-            Ok(done("volume.resize/1", format!("volume {name} has {}", bytes(size.bytes))))
-        }
+        VolumeVerb::Resize { .. } => resize(context, verb).await,
         VolumeVerb::Flatten { name, wait } => super::job::flatten(context, name, wait).await,
         VolumeVerb::Delete { .. } => trash::delete(context, verb).await,
         VolumeVerb::Quota { name, snapshots, manual_only } => {
@@ -76,6 +61,69 @@ pub async fn run(context: &Context, verb: VolumeVerb) -> Result<Output, CliError
         VolumeVerb::Verify { name, timeout, socket } => {
             verify(context, &name, Duration::from_secs(timeout), &socket).await
         }
+    }
+}
+
+async fn resize(context: &Context, verb: VolumeVerb) -> Result<Output, CliError> {
+    let VolumeVerb::Resize { name, size, reconnect, force, discard, wait: waits } = verb else {
+        unreachable!("called for resize")
+    };
+    let what = format!("resize volume {name} to {} bytes", size.bytes);
+    let asked = if discard {
+        context.confirm(&format!("{what}, whatever is written beyond"), &name)?
+    } else {
+        context.dry(&what)
+    };
+    if let Some(o) = asked {
+        return Ok(o);
+    }
+    echo(size);
+    let (name, size) = (name.clone(), size.bytes);
+    let r =
+        v1::ResizeVolumeRequest { name: name.clone(), size, shrink: force, discard, request: request_id()? };
+    let control = context.control()?;
+    let order = control.call(|mut c| {
+        let r = r.clone();
+        async move { c.resize_volume(r).await }
+    });
+    match order.await?.job {
+        Some(job) => super::job::shrink(&control, &name, job.id, waits).await,
+        None => {
+            wait(&control, &name, "ready", CREATE).await?;
+            let mut what = format!("volume {name} has {}", bytes(size));
+            if reconnect {
+                reconnected(&control, &name).await?;
+                what.push_str("; its clients connect anew, or its node's log says why not");
+            }
+            Ok(done("volume.resize/1", what))
+        }
+    }
+}
+
+/// As soon as the session knows the size its clients are to learn it.
+async fn reconnected(control: &Control, name: &str) -> Result<(), CliError> {
+    let begun = Instant::now();
+    let r = v1::ReconnectVolumeRequest { name: name.to_owned() };
+    loop {
+        let asked = control.call(|mut c| {
+            let r = r.clone();
+            async move { c.reconnect_volume(r).await }
+        });
+        if asked.await?.reached {
+            return Ok(());
+        }
+        if begun.elapsed() > CREATE {
+            let what = format!("the clients of volume {name} were not told to connect anew");
+            let cause = "its session does not know the new size yet";
+            return Err(CliError::new(
+                1212,
+                exit::STATE,
+                what,
+                cause,
+                format!("blockctl volume show {name}"),
+            ));
+        }
+        tokio::time::sleep(LOOK).await;
     }
 }
 

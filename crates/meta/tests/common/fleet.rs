@@ -7,12 +7,12 @@ use meta::{
     ServiceEffect, ServiceEvent, Token,
 };
 use proto::control::{
-    Attached, ChangeCause, ChunkChange, DriveStatus, JobStatus, JobTrouble, MetaAnswer, MetaRefusal,
-    MetaRequest, SessionKind, SessionState, SessionStatus, VolumeRef, WatchUpdate,
+    Attached, ChangeCause, ChunkChange, DriveStatus, JobOrder, JobStatus, JobTrouble, JobWork, MetaAnswer,
+    MetaRefusal, MetaRequest, SessionKind, SessionState, SessionStatus, VolumeRef, WatchUpdate,
 };
 use proto::space::Measure;
 use proto::{
-    BranchId, BranchViews, ChunkIndex, ClusterId, Configuration, DriveId, Epoch, JobId, KeepList, LogIndex,
+    BranchId, BranchViews, ChunkIndex, ClusterId, Configuration, DriveId, Epoch, KeepList, LogIndex,
     MemberState, NodeId, OpenId, Place, ProcessNumber, RequestId, Span, Time,
 };
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,7 +24,7 @@ pub struct FakeSession {
     /// What it believes.
     pub chunks: BTreeMap<ChunkIndex, Configuration>,
     pub views: BranchViews,
-    pub job: Option<JobId>,
+    pub job: Option<JobOrder>,
     pub size: u64,
 }
 
@@ -86,6 +86,8 @@ pub struct Fleet {
     pub behind_ms: u64,
     /// What nodes were ordered to count, in its order; they do not by themselves.
     pub measures: Vec<(NodeId, Measure)>,
+    /// What every shrink finds beyond the new end.
+    pub written: Option<u64>,
 }
 
 pub fn drive(n: u32) -> DriveId {
@@ -119,6 +121,7 @@ impl Fleet {
             trouble: None,
             behind_ms: 0,
             measures: Vec::new(),
+            written: None,
         };
         f.event(ServiceEvent::BecameLeader);
         let init = AdminRequest::ClusterInit { cluster: ClusterId(7), name: "c".into(), token: "t".into() };
@@ -342,6 +345,11 @@ impl Fleet {
                         s.views = views;
                     }
                 }
+                (Ask::Session(branch), MetaAnswer::Job { job, geometry, .. }) => {
+                    if let Some(s) = node.sessions.get_mut(&branch) {
+                        (s.job, s.size) = (job, geometry.size);
+                    }
+                }
                 (Ask::Session(branch), MetaAnswer::Created { configurations, placement }) => {
                     if let Some(s) = node.sessions.get_mut(&branch) {
                         s.chunks.extend(configurations);
@@ -405,7 +413,7 @@ impl Fleet {
                         s.views = views;
                     }
                 }
-                WatchUpdate::Resized { branch, geometry, placement } if !self.lists_lost => {
+                WatchUpdate::Resized { branch, geometry, placement, .. } if !self.lists_lost => {
                     let chunks: Vec<(ChunkIndex, Configuration)> =
                         self.state.chunks(branch).into_iter().flat_map(|c| c.iter()).collect();
                     let Some(s) = self.nodes.get_mut(&id).expect("known").sessions.get_mut(&branch) else {
@@ -419,7 +427,7 @@ impl Fleet {
                         self.created(id, branch, epoch, placement);
                     }
                 }
-                WatchUpdate::Job { branch, job } if !self.lists_lost => {
+                WatchUpdate::Job { branch, job, .. } if !self.lists_lost => {
                     if let Some(s) = self.nodes.get_mut(&id).expect("known").sessions.get_mut(&branch) {
                         s.job = job;
                     }
@@ -447,8 +455,15 @@ impl Fleet {
                 self.ask(id, Ask::Other, MetaRequest::Detach { branch, epoch, clean: true });
                 continue;
             }
-            if let Some(job) = s.job.filter(|_| self.trouble.is_none()) {
-                self.ask(id, Ask::Session(branch), MetaRequest::Cut { branch, epoch, job });
+            if let Some(JobOrder { job, work }) = s.job.filter(|_| self.trouble.is_none()) {
+                let request = match work {
+                    JobWork::Flatten => MetaRequest::Cut { branch, epoch, job },
+                    JobWork::Shrink { .. } => {
+                        assert_eq!(s.kind, SessionKind::Maintenance, "no guest has it meanwhile");
+                        MetaRequest::Shrunk { branch, epoch, job, written: self.written }
+                    }
+                };
+                self.ask(id, Ask::Session(branch), request);
                 self.take_answers(true);
                 if !self.nodes[&id].sessions.contains_key(&branch) {
                     continue;
@@ -540,7 +555,7 @@ impl Fleet {
             .map(|(n, _)| *n)
             .collect();
         let status = |(b, s): (&BranchId, &FakeSession)| SessionStatus {
-            job: s.job.map(|job| JobStatus { job, done: 3, total: 9, trouble: self.trouble }),
+            job: s.job.map(|o| JobStatus { job: o.job, done: 3, total: 9, trouble: self.trouble }),
             size: s.size,
             branch: *b,
             epoch: s.epoch,

@@ -11,6 +11,7 @@ use crate::core::{Core, wall_ms};
 use crate::random;
 use api::v1::cluster_service_server::ClusterService;
 use api::v1::{self, Done, ErrorDetail};
+use meta::admin::Shrink;
 use meta::{AdminAnswer, AdminRefusal, AdminRequest, Class};
 use proto::{ChunkIndex, ClusterId, DriveId, JobId, NodeId};
 use tonic::{Code, Request, Response, Status};
@@ -342,9 +343,26 @@ impl ClusterService for ClusterRpc {
         }
     }
 
-    async fn resize_volume(&self, request: Request<v1::ResizeVolumeRequest>) -> Answer<Done> {
+    async fn resize_volume(&self, request: Request<v1::ResizeVolumeRequest>) -> Answer<v1::VolumeResized> {
         let r = request.into_inner();
-        self.done(&r.request, AdminRequest::VolumeResize { name: r.name, size: r.size }).await
+        let shrink = r.shrink.then_some(Shrink { discard: r.discard });
+        let order = AdminRequest::VolumeResize { name: r.name, size: r.size, shrink };
+        let job = match self.ask(&r.request, order).await? {
+            AdminAnswer::Done => None,
+            AdminAnswer::JobStarted { job } => Some(self.job(job).await?.into_inner()),
+            other => return Err(unexpected(&other)),
+        };
+        Ok(Response::new(v1::VolumeResized { job }))
+    }
+
+    async fn reconnect_volume(
+        &self,
+        request: Request<v1::ReconnectVolumeRequest>,
+    ) -> Answer<v1::VolumeWaited> {
+        match self.ask(&[], AdminRequest::VolumeReconnect { name: request.into_inner().name }).await? {
+            AdminAnswer::Waited(reached) => Ok(Response::new(v1::VolumeWaited { reached })),
+            other => Err(unexpected(&other)),
+        }
     }
 
     async fn delete_volume(&self, request: Request<v1::DeleteVolumeRequest>) -> Answer<v1::VolumeDeleted> {

@@ -37,6 +37,7 @@ fn sender(request: &MetaRequest) -> NodeId {
         | MetaRequest::Views { .. }
         | MetaRequest::Sealed { .. }
         | MetaRequest::Cut { .. }
+        | MetaRequest::Shrunk { .. }
         | MetaRequest::Kept { .. }
         | MetaRequest::Snapshot { .. }
         | MetaRequest::Deleted { .. }

@@ -315,6 +315,19 @@ impl Server {
         }
     }
 
+    /// Takes no further request until it goes on: one that is half received still.
+    pub fn pause(&mut self, paused: bool) {
+        if let Phase::Transmission(t) = &mut self.phase {
+            t.pause(paused);
+        }
+    }
+
+    /// In transmission, with everything answered that was taken.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        matches!(&self.phase, Phase::Transmission(t) if t.is_idle())
+    }
+
     /// Takes no more requests, and refuses options; the connection ends when what is in flight is answered. (An error
     /// would reach the guest: clients that connect again by themselves do so for a lost connection only.)
     pub fn drain(&mut self) {

@@ -80,6 +80,8 @@ pub(crate) struct Transmission {
     pending: Map<RequestId, Pending>,
     next: u64,
     in_flight: usize,
+    /// No further request is read.
+    paused: bool,
     /// Pieces of the read that is being answered; kept for its capacity.
     pieces: Vec<ReadPiece>,
 }
@@ -95,6 +97,7 @@ impl Transmission {
             pending: Map::default(),
             next: 0,
             in_flight: 0,
+            paused: false,
             pieces: Vec::new(),
         }
     }
@@ -102,7 +105,8 @@ impl Transmission {
     pub fn wants_input(&self, out: &Output) -> bool {
         match self.state {
             State::Header => {
-                self.in_flight + out.len() < EXPORT_CREDIT_BYTES
+                !self.paused
+                    && self.in_flight + out.len() < EXPORT_CREDIT_BYTES
                     && self.pending.len() < EXPORT_CREDIT_REQUESTS
             }
             State::Payload { .. } | State::Discard { .. } => true,
@@ -111,6 +115,13 @@ impl Transmission {
     }
     pub fn in_flight(&self) -> usize {
         self.pending.len()
+    }
+    pub fn pause(&mut self, paused: bool) {
+        self.paused = paused;
+    }
+    /// Between two requests, and all are answered.
+    pub fn is_idle(&self) -> bool {
+        self.pending.is_empty() && matches!(self.state, State::Header)
     }
     /// Requests from now on are judged by the new size.
     pub fn resize(&mut self, size: u64) {

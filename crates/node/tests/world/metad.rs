@@ -247,7 +247,7 @@ impl Metad {
             }
             MetaRequest::Volumes { .. } => MetaAnswer::Volumes(vec![]),
             MetaRequest::Measured { measured, .. } => self.counted(from, measured),
-            MetaRequest::Cut { .. } => unreachable!("no job is ordered here"),
+            MetaRequest::Cut { .. } | MetaRequest::Shrunk { .. } => unreachable!("no job is ordered here"),
         }
     }
     fn created(&mut self, branch: BranchId, epoch: Epoch) -> MetaAnswer {

@@ -345,7 +345,7 @@ impl World {
                 self.failures.push((id, failure));
             }
             Effect::DriveFailed { failure, .. } => panic!("{id}: {failure}"),
-            Effect::DriveOpened { .. } | Effect::ExportResized { .. } => {}
+            Effect::DriveOpened { .. } | Effect::ExportResized { .. } | Effect::ExportReconnect { .. } => {}
         }
     }
     fn dial(&mut self, from: NodeId, link: LinkId, to: NodeId, address: &str) {

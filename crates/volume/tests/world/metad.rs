@@ -15,6 +15,8 @@ pub struct Metad {
     pub drained: bool,
     /// Generations that were sealed, until the world has taken their images.
     pub sealed: Vec<Generation>,
+    /// Of a shrink that came to nothing: the last byte that is written.
+    pub written: Option<u64>,
 }
 
 pub fn place(node: u32, incarnation: u64) -> Place {
@@ -61,11 +63,17 @@ impl Metad {
             failed_at_creation: vec![],
             drained: false,
             sealed: vec![],
+            written: None,
         }
     }
 
     pub fn views(&self) -> &BranchViews {
         &self.attached.views
+    }
+
+    /// Something of the branch is decided.
+    pub fn decided(&mut self) -> ListIndex {
+        self.changed().index
     }
 
     fn changed(&mut self) -> &mut BranchViews {
@@ -175,11 +183,24 @@ impl Metad {
             }
             MetaRequest::Views { .. } => MetaAnswer::Views { epoch: self.epoch, views: self.views().clone() },
             MetaRequest::Cut { epoch, job, .. } => {
-                if *epoch == self.epoch && self.attached.job == Some(*job) {
+                if *epoch == self.epoch && self.attached.job.is_some_and(|o| o.job == *job) {
                     self.changed().tied = false;
                     (self.attached.parents, self.attached.job) = (vec![], None);
                 }
                 MetaAnswer::Views { epoch: self.epoch, views: self.views().clone() }
+            }
+            MetaRequest::Shrunk { epoch, job, written, .. } => {
+                let order = self.attached.job.filter(|o| *epoch == self.epoch && o.job == *job);
+                if let Some(JobWork::Shrink { from, to, .. }) = order.map(|o| o.work) {
+                    assert_eq!(self.attached.geometry.size, from);
+                    self.decided();
+                    (self.attached.job, self.written) = (None, *written);
+                    if written.is_none() {
+                        self.attached.geometry.size = to;
+                    }
+                }
+                let Attached { geometry, job, placement, .. } = self.attached;
+                MetaAnswer::Job { epoch: self.epoch, index: self.views().index, job, geometry, placement }
             }
             other => panic!("not said by a session: {other:?}"),
         }

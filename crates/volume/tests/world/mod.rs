@@ -421,9 +421,13 @@ impl World {
                 }
                 _ => {
                     let tied = self.metad.views().tied;
+                    let size = self.metad.attached.geometry.size;
                     let answer = self.metad.apply(self.hosts[h].epoch, &request);
                     if tied && !self.metad.views().tied {
                         self.cut_is_right();
+                    }
+                    if self.metad.attached.geometry.size < size {
+                        self.shrink_is_right();
                     }
                     answer
                 }
@@ -446,6 +450,20 @@ impl World {
                         "block {b} is absent in {v:?} on {:?}, and the tie is cut",
                         d.id
                     );
+                }
+            }
+        }
+    }
+
+    /// Nothing is beyond the end, on any in-sync replica, and a loss of power changes nothing of that.
+    fn shrink_is_right(&self) {
+        let geometry = self.metad.attached.geometry;
+        for (chunk, c) in (0..).zip(&self.metad.chunks) {
+            for d in c.in_sync().filter_map(|m| self.find(m.place.drive)) {
+                for b in d.now.keys().filter(|k| k.0 == chunk).map(|k| k.1) {
+                    let beyond = geometry.offset(ChunkIndex(chunk), b) >= geometry.size;
+                    let is = (d.value(chunk, b), d.stable_at(chunk, b, View::Head));
+                    assert!(!beyond || is == (0, 0), "chunk {chunk} block {b} of {:?} is {is:?}", d.id);
                 }
             }
         }
